@@ -1,0 +1,205 @@
+"""An explanation as bytes, and back: its only way to the scorer.
+
+A message is a sequence of sections. A section names the decoder that rebuilds it (its *kind*) and carries quantised
+arrays: header arrays, paid with the first token, and part arrays, of which row i of every one makes up part i, paid
+when the first token touches part i. Every number travels as an integer times a step 2^(e/4), e an integer that travels
+too; there are no floats in a message.
+
+    bytes = magic, version | number of sections | for each: kind, header arrays, part arrays       (one range coder)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mdl.codes.bitstream import BitReader, BitWriter
+from mdl.codes.integers import read_count, write_count, zigzag_decode, zigzag_encode
+from mdl.codes.reals import DiscretisedGaussian, DiscretisedLaplace, TableCode
+from mdl.errors import CodeError, MessageError
+
+MAGIC = b"MDL\x01"
+STEPS_PER_OCTAVE = 4
+MAX_ELEMENTS = 1 << 28  # an array larger than this is refused before anything is allocated
+CODES = (TableCode(), DiscretisedLaplace(), DiscretisedGaussian())
+
+
+def step_exponent(step: float | np.ndarray) -> np.ndarray:
+    """The integer e whose step 2^(e/4) is nearest to `step` (which must be positive) on the logarithmic grid."""
+    return np.round(STEPS_PER_OCTAVE * np.log2(step)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class QuantisedArray:
+    """Integers and the step of each row: value[r, c] = symbols[r, c] * 2^(exponents[r] / 4)."""
+
+    symbols: np.ndarray
+    exponents: np.ndarray
+
+    @classmethod
+    def from_values(cls, values: np.ndarray, steps: np.ndarray | float) -> QuantisedArray:
+        """Round `values` [rows, columns] to multiples of a step for each row, put on the grid 2^(e/4) first."""
+        values = np.atleast_2d(np.asarray(values, np.float64))
+        if not np.isfinite(values).all():
+            raise MessageError(f"{(~np.isfinite(values)).sum()} of {values.size} values to be sent are NaN or infinite")
+        exponents = np.broadcast_to(step_exponent(steps), (len(values),)).astype(np.int64)
+        symbols = np.rint(values / np.exp2(exponents / STEPS_PER_OCTAVE)[:, None]).astype(np.int64)
+        return cls(symbols, exponents)
+
+    @classmethod
+    def from_integers(cls, values: np.ndarray) -> QuantisedArray:
+        """Integers as they are, step 1; a vector becomes one column."""
+        values = np.asarray(values, np.int64)
+        values = values[:, None] if values.ndim == 1 else values
+        return cls(values, np.zeros(len(values), np.int64))
+
+    def values(self) -> np.ndarray:
+        """float32 [rows, columns]: what the receiver gets."""
+        return (self.symbols * np.exp2(self.exponents / STEPS_PER_OCTAVE)[:, None]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Arrays for one decoder. Part arrays have one row a part, all the same number of rows."""
+
+    kind: str
+    header: tuple[QuantisedArray, ...] = ()
+    parts: tuple[QuantisedArray, ...] = ()
+
+    @property
+    def n_parts(self) -> int:
+        return len(self.parts[0].symbols) if self.parts else 0
+
+
+@dataclass(frozen=True)
+class Message:
+    """Sections as bytes, with what each part contributes.
+
+    `data`: the whole file; `part_bits[s]` [n_parts of section s]: what the first use of each part costs; everything else
+    (structure, tables, header arrays, the range coder's padding) is `header_bits`, so that the sum is 8 * len(data).
+    """
+
+    data: bytes
+    part_bits: tuple[np.ndarray, ...]
+    ideal_bits: float
+
+    @property
+    def whole_bits(self) -> float:
+        return 8.0 * len(self.data)
+
+    @property
+    def header_bits(self) -> float:
+        return self.whole_bits - float(sum(p.sum() for p in self.part_bits))
+
+
+def encode_message(sections: list[Section]) -> Message:
+    """Serialise. **Raises:** `MessageError` where part arrays disagree in their number of rows."""
+    writer = BitWriter()
+    write_count(writer, len(sections))
+    shares = []
+    for section in sections:
+        _write_text(writer, section.kind)
+        for arrays in (section.header, section.parts):
+            write_count(writer, len(arrays))
+            costs = [_write_array(writer, array) for array in arrays]
+        if len({len(a.symbols) for a in section.parts}) > 1:
+            rows = [len(a.symbols) for a in section.parts]
+            raise MessageError(f"section {section.kind!r}: part arrays have {rows} rows; row i of each must be part i")
+        shares.append(np.sum(costs, axis=0) if section.parts else np.zeros(0))
+    data = MAGIC + writer.to_bytes()
+    return Message(data, tuple(shares), 8.0 * len(MAGIC) + writer.ideal_bits)
+
+
+def decode_message(data: bytes) -> list[Section]:
+    """The sections in `data`. **Raises:** `MessageError` if it is not a whole message of this version."""
+    if data[: len(MAGIC)] != MAGIC:
+        raise MessageError(f"not a message of this version: begins with {data[:4]!r}, expected {MAGIC!r}")
+    try:
+        reader = BitReader(data[len(MAGIC) :])
+        sections = [_read_section(reader) for _ in range(read_count(reader))]
+        reader.finish()
+    except CodeError as error:
+        raise MessageError(f"damaged or truncated message of {len(data)} bytes: {error}") from error
+    return sections
+
+
+def _read_section(reader: BitReader) -> Section:
+    kind = _read_text(reader)
+    header, parts = (tuple(_read_array(reader) for _ in range(read_count(reader))) for _ in range(2))
+    if len({len(a.symbols) for a in parts}) > 1:
+        raise MessageError(f"section {kind!r}: part arrays of {[len(a.symbols) for a in parts]} rows")
+    return Section(kind, header, parts)
+
+
+def _write_text(writer: BitWriter, text: str) -> None:
+    data = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64)
+    write_count(writer, len(data))
+    writer.uniform(data, 128)
+
+
+def _read_text(reader: BitReader) -> str:
+    length = read_count(reader)
+    if length > 64:
+        raise MessageError(f"a name of {length} characters; at most 64 are allowed")
+    return bytes(reader.uniform(length, 128).astype(np.uint8)).decode("ascii")
+
+
+def _write_symbols(writer: BitWriter, symbols: np.ndarray) -> np.ndarray:
+    """Write integers with the shortest of CODES, named first; returns the bits of each symbol, tables left out."""
+    best: tuple[float, int] | None = None
+    for index, code in enumerate(CODES):
+        try:
+            bits = code.bits(symbols)
+        except CodeError:  # the alphabet is too wide for a table: the parametric codes remain
+            continue
+        best = min(best, (bits, index)) if best else (bits, index)
+    if best is None:
+        span = int(symbols.max()) - int(symbols.min()) + 1
+        raise MessageError(f"integers spanning {span} values: the step is too fine for these values; use a coarser one")
+    writer.uniform(np.array([best[1]]), 4)
+    code = CODES[best[1]]
+    code.write(writer, symbols)
+    return code.symbol_bits(symbols)
+
+
+def _read_symbols(reader: BitReader, n: int) -> np.ndarray:
+    index = int(reader.uniform(1, 4)[0])
+    if index >= len(CODES):
+        raise MessageError(f"unknown entropy model {index}")
+    return CODES[index].read(reader, n)
+
+
+def _write_array(writer: BitWriter, array: QuantisedArray) -> np.ndarray:
+    """Shape, row steps relative to the finest, then the symbols of each step class together. Returns bits a row."""
+    rows, columns = array.symbols.shape
+    write_count(writer, rows)
+    write_count(writer, columns)
+    if array.symbols.size == 0:
+        return np.zeros(rows)
+    base = int(array.exponents.min())
+    write_count(writer, int(zigzag_encode(np.array([base]))[0]))
+    relative = array.exponents - base
+    writer.uniform(np.array([int(relative.any())]), 2)
+    cost = _write_symbols(writer, relative) if relative.any() else np.zeros(rows)
+    for level in np.unique(relative):
+        chosen = relative == level
+        bits = _write_symbols(writer, array.symbols[chosen].ravel())
+        cost[chosen] += bits.reshape(-1, columns).sum(1)
+    return cost
+
+
+def _read_array(reader: BitReader) -> QuantisedArray:
+    rows, columns = read_count(reader), read_count(reader)
+    if rows * columns > MAX_ELEMENTS or max(rows, columns) > MAX_ELEMENTS:
+        raise MessageError(f"an array of {rows} x {columns}: larger than the {MAX_ELEMENTS} elements allowed")
+    if rows * columns == 0:
+        return QuantisedArray(np.zeros((rows, columns), np.int64), np.zeros(rows, np.int64))
+    base = int(zigzag_decode(np.array([read_count(reader)]))[0])
+    varied = bool(reader.uniform(1, 2)[0])
+    relative = _read_symbols(reader, rows) if varied else np.zeros(rows, np.int64)
+    symbols = np.zeros((rows, columns), np.int64)
+    for level in np.unique(relative):
+        chosen = relative == level
+        symbols[chosen] = _read_symbols(reader, int(chosen.sum()) * columns).reshape(-1, columns)
+    return QuantisedArray(symbols, relative + base)

@@ -1,0 +1,139 @@
+"""The nouns that a plug-in author meets.
+
+A *decomposition* is fitted to a task and gives an *explanation*, which is the sender's side: it can state itself as a
+section of a message, and turn activations into state symbols. A *decoder* is the receiver's side: rebuilt from the
+section alone, it predicts the region's outputs from the inputs and the state. The scorer only ever evaluates what the
+decoder returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import scipy.sparse
+
+from mdl.message import Section
+from mdl.state import State
+
+if TYPE_CHECKING:
+    from mdl.task import Task
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the receiver can compute at the region's input boundary.
+
+    **Arguments:** `tokens` [sequences, positions]: token ids; `scored` [sequences, positions]: the positions that are
+    explained (special tokens are replaced by a constant, charged once); `values`
+    [sequences, positions, width]: activations that enter the region, or None where the input is the token ids alone
+    (for a model with tied embeddings: the token's embedding, which the receiver knows).
+    """
+
+    tokens: np.ndarray
+    scored: np.ndarray
+    values: np.ndarray | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of scored tokens n."""
+        return int(self.scored.sum())
+
+    def scored_tokens(self) -> np.ndarray:
+        """Token ids of the scored positions, [n], in stream order."""
+        return self.tokens[self.scored]
+
+    def scored_values(self) -> np.ndarray:
+        """Region inputs at the scored positions, [n, width]. The region must have them (see `values`)."""
+        if self.values is None:
+            raise ValueError("this region's input is token ids alone")
+        return self.values[self.scored]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Inputs of some sequences, and M's own outputs of the region at the scored positions, `outputs` [n, d]."""
+
+    inputs: Inputs
+    outputs: np.ndarray
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the sender's choices of precision depend on. None of it is known to the receiver unless it is sent.
+
+    **Arguments:** `horizon`: N, the declared exchange rate between static and per-token bits; `step`: the residual
+    coder's step, in the metric; `root` [d, d]: G^(1/2) of the metric in force (errors are measured as
+    |root @ error|); `knobs`: the values chosen for the explanation's own knobs.
+    """
+
+    horizon: float
+    step: float
+    root: np.ndarray
+    knobs: Mapping[str, float] = field(default_factory=dict)
+
+    def static_step(self, energy: np.ndarray | float) -> np.ndarray:
+        r"""Quantiser step for the entries of a static row that is used with coefficient c, `energy` = E[c^2] a token.
+
+        $$s = p \, \Delta / \sqrt{N \, E[c^2] \, \bar g}$$, with $\bar g = tr(G)/d$: the optimal two-part step
+        $\sqrt{12/(N h)}$ for the Fisher information h = 12 E[c^2] g / Delta^2 that the error's share of the distortion
+        Delta^2/12 implies. The knob `static` is p, 1 by default: what a later residual coder can mend may be coarser.
+        """
+        scale = self.knobs.get("static", 1.0) * self.step
+        gain = np.sqrt(np.sum(self.root**2) / len(self.root))
+        return scale / (gain * np.sqrt(self.horizon * np.maximum(energy, 1e-12)))
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """The receiver's side of an explanation. Built by a class method `from_section(section)` and nothing else."""
+
+    @classmethod
+    def from_section(cls, section: Section) -> Decoder:
+        """Rebuild from the decoded section. **Raises:** `MessageError` if the arrays do not fit together."""
+        ...
+
+    def predict(self, inputs: Inputs, state: State) -> np.ndarray:
+        """The region's outputs at the scored positions, float32 [n, d]."""
+        ...
+
+    def touched(self, inputs: Inputs, state: State) -> scipy.sparse.csr_array | None:
+        """Which parts each token needs, [n, n_parts]; None if every token needs every part."""
+        ...
+
+    def flops_per_token(self, inputs: Inputs, state: State) -> float:
+        """Floating-point operations a token of `predict` (a multiply-add is two)."""
+        ...
+
+
+@runtime_checkable
+class Explanation(Protocol):
+    """The sender's side of an explanation of one region.
+
+    `name` is what tables show; `kind` names the decoder (an entry point of the group `mdl.decoders`); `knobs` gives for
+    each knob its grid of values, from fine to coarse, out of which the scorer chooses for the shortest total.
+    """
+
+    name: str
+    kind: str
+    knobs: Mapping[str, Sequence[float]]
+
+    def section(self, settings: Settings) -> Section:
+        """The explanation, quantised for these settings: what is sent once."""
+        ...
+
+    def encode(self, decoder: Any, sample: Sample, settings: Settings) -> State:
+        """The state symbols for a sample. The decoder is the one that was rebuilt from the message."""
+        ...
+
+
+@runtime_checkable
+class Decomposition(Protocol):
+    """A way to explain a region: options are its dataclass fields, `fit` gives the explanation.
+
+    `fit` sees the task without its held-out data.
+    """
+
+    def fit(self, task: Task) -> Explanation: ...

@@ -1,0 +1,182 @@
+"""What an explanation is told about each input, as symbols: the state column's alphabet.
+
+A sender turns activations into one of these; the receiver gets the same symbols back from the bitstream, and nothing
+else. Tokens are numbered 0 .. n-1 over the scored positions in stream order. Every kind knows its exact length under a
+named code, how that length spreads over tokens (for standard errors), which parts of the message each token touches
+(for static bits paid on first use), and how to be written and read back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import scipy.sparse
+
+from mdl.codes.adaptive_integer import AdaptiveInteger
+from mdl.codes.bitstream import BitReader, BitWriter
+from mdl.codes.supports import IndexCode, IntroductionCode
+
+
+@dataclass(frozen=True)
+class StreamLength:
+    """Bits of a stream: exact `total`; `learning`, the part that adaptive codes spend on learning their tables (it
+    vanishes per token as N grows); `per_token` [n], an attribution that sums to `total`; the code's name."""
+
+    total: float
+    learning: float
+    per_token: np.ndarray
+    code: str
+
+
+@runtime_checkable
+class State(Protocol):
+    """Symbols of one stream over n tokens."""
+
+    n_tokens: int
+
+    def length(self) -> StreamLength:
+        """The exact length in bits under this kind's code."""
+        ...
+
+    def touched(self) -> scipy.sparse.csr_array | None:
+        """[n_tokens, n_parts] with a non-zero where a token uses a part; None if the state does not decide it."""
+        ...
+
+    def write(self, writer: BitWriter) -> None: ...
+
+
+@dataclass(frozen=True)
+class NoState:
+    """Explanations that are functions of the inputs are told nothing."""
+
+    n_tokens: int
+
+    def length(self) -> StreamLength:
+        return StreamLength(0.0, 0.0, np.zeros(self.n_tokens), "none")
+
+    def touched(self) -> None:
+        return None
+
+    def write(self, writer: BitWriter) -> None:
+        """Nothing to write."""
+
+
+@dataclass(frozen=True)
+class DenseState:
+    """A few integers for every token: quantised coefficients, per-token scales.
+
+    `values` [n, r]; column j has its own adaptive code and, if `parts` is set, uses part j where it is non-zero.
+    """
+
+    values: np.ndarray
+    parts: bool = True
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.values)
+
+    def _flat(self) -> tuple[np.ndarray, np.ndarray]:
+        n, width = self.values.shape
+        return self.values.ravel(), np.tile(np.arange(width), n)
+
+    def length(self) -> StreamLength:
+        values, classes = self._flat()
+        width = self.values.shape[1]
+        code = AdaptiveInteger()
+        total = float(np.sum(code.bits(values, classes, width))) if values.size else 0.0
+        learning = float(np.sum(code.learning_bits(values, classes, width))) if values.size else 0.0
+        symbols = code.symbol_bits(values, classes, width) if values.size else np.zeros(0)
+        return StreamLength(total, learning, symbols.reshape(self.values.shape).sum(1), "adaptive integer (KT)")
+
+    def touched(self) -> scipy.sparse.csr_array | None:
+        return scipy.sparse.csr_array(self.values != 0) if self.parts else None
+
+    def write(self, writer: BitWriter) -> None:
+        AdaptiveInteger().write(writer, *self._flat(), self.values.shape[1])
+
+    @classmethod
+    def read(cls, reader: BitReader, n_tokens: int, width: int, parts: bool = True) -> DenseState:
+        classes = np.tile(np.arange(width), n_tokens)
+        return cls(AdaptiveInteger().read(reader, classes, width).reshape(n_tokens, width), parts)
+
+
+@dataclass(frozen=True)
+class SparseState:
+    """Which of `n_parts` features are on, and their non-zero quantised values.
+
+    `tokens`, `features`, `values` [nnz], sorted by token, then feature; `classes` [n_parts] puts features of like scale
+    under one adaptive code of values (it is static, and part of each feature's part). Signed if any value is negative
+    can occur (`signed`).
+    """
+
+    tokens: np.ndarray
+    features: np.ndarray
+    values: np.ndarray
+    classes: np.ndarray
+    n_tokens: int
+    signed: bool
+
+    @property
+    def n_parts(self) -> int:
+        return len(self.classes)
+
+    def matrix(self) -> scipy.sparse.csr_array:
+        """The symbols as a sparse integer matrix [n_tokens, n_parts]."""
+        shape = (self.n_tokens, self.n_parts)
+        return scipy.sparse.coo_array((self.values, (self.tokens, self.features)), shape=shape).tocsr()
+
+    @classmethod
+    def from_matrix(cls, matrix: scipy.sparse.csr_array, classes: np.ndarray, signed: bool) -> SparseState:
+        """From integer symbols [n_tokens, n_parts]; explicit zeros are dropped."""
+        matrix = scipy.sparse.csr_array(matrix)
+        matrix.eliminate_zeros()
+        matrix.sort_indices()
+        tokens = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+        values = matrix.data.astype(np.int64)
+        return cls(tokens, matrix.indices.astype(np.int64), values, classes, matrix.shape[0], signed)
+
+    def length(self) -> StreamLength:
+        support = IntroductionCode().bits(self.tokens, self.features, self.n_tokens)
+        total, learning, per_token = support.total, support.learning, support.per_token
+        if self.values.size:
+            code = AdaptiveInteger(signed=self.signed, with_zero=False)
+            classes, groups = self.classes[self.features], int(self.classes.max()) + 1
+            total += float(np.sum(code.bits(self.values, classes, groups)))
+            learning += float(np.sum(code.learning_bits(self.values, classes, groups)))
+            symbols = code.symbol_bits(self.values, classes, groups)
+            per_token = per_token + np.bincount(self.tokens, symbols, self.n_tokens)
+        return StreamLength(total, learning, per_token, "introduction + Bernoulli (KT), adaptive values")
+
+    def touched(self) -> scipy.sparse.csr_array:
+        return scipy.sparse.csr_array(self.matrix() != 0)
+
+    def write(self, writer: BitWriter) -> None:
+        IntroductionCode().write(writer, self.tokens, self.features, self.n_tokens)
+        groups = int(self.classes.max()) + 1 if len(self.classes) else 1
+        code = AdaptiveInteger(signed=self.signed, with_zero=False)
+        code.write(writer, self.values, self.classes[self.features], groups)
+
+
+@dataclass(frozen=True)
+class IndexState:
+    """One of `n_parts` indices for every token, `indices` [n]."""
+
+    indices: np.ndarray
+    n_parts: int
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.indices)
+
+    def length(self) -> StreamLength:
+        total, learning, per_token = IndexCode().bits(self.indices)
+        return StreamLength(total, learning, per_token, "introduction + Polya urn")
+
+    def touched(self) -> scipy.sparse.csr_array:
+        n = self.n_tokens
+        return scipy.sparse.csr_array((np.ones(n, bool), self.indices, np.arange(n + 1)), shape=(n, self.n_parts))
+
+    def write(self, writer: BitWriter) -> None:
+        IndexCode().write(writer, self.indices)
