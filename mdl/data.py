@@ -7,10 +7,16 @@ sources of its modules, split by file. Nothing is downloaded, and the hash of wh
 from __future__ import annotations
 
 import hashlib
+import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mdl.errors import DataError
 
 # Parts of the standard library that many distributions leave out, or that are data rather than text: held-out text
 # must be the same wherever the package is installed, so these are only ever trained on.
@@ -57,3 +63,182 @@ def standard_library() -> list[Document]:
 
     found = [Document(f"topics/{name}", text, split_of(f"topics/{name}")) for name, text in sorted(topics.items())]
     return found + list(_module_documents())
+
+
+# Names that tokenizers give the token that starts a text, in the order of preference.
+START_TOKENS = ("<|endoftext|>", "<s>", "<bos>", "<|begin_of_text|>", "[BOS]")
+SPLIT_SHARES = (0.6, 0.15, 0.25)  # fit, tune, held-out, where the data does not come in splits
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Token ids [sequences, positions] in three disjoint splits, with the unit of sampling of every sequence.
+
+    `special_tokens`: ids whose positions are not scored: every explanation has a constant there, which is charged.
+    `description`: source, hash and sizes, for the scorecard.
+    """
+
+    fit: np.ndarray
+    tune: np.ndarray
+    held_out: np.ndarray
+    groups: tuple[np.ndarray, np.ndarray, np.ndarray]
+    special_tokens: tuple[int, ...]
+    description: dict[str, Any]
+
+    def splits(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        yield from zip(("fit", "tune", "held-out"), (self.fit, self.tune, self.held_out), self.groups, strict=True)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many sequences to use at most: to fit explanations on, to tune knobs on, and to score."""
+
+    fit: int = 288
+    tune: int = 64
+    held_out: int = 64
+
+
+def _hash(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array, np.int32).tobytes())
+    return digest.hexdigest()
+
+
+def _dataset(
+    splits: list[tuple[np.ndarray, np.ndarray]], special: tuple[int, ...], sizes: Sizes, seed: int, source: str
+) -> Dataset:
+    """Draw the wanted numbers of sequences from each split, number their units from 0, hash what was drawn."""
+    rng = np.random.default_rng(seed)
+    tokens, groups = [], []
+    for (array, owner), size in zip(splits, (sizes.fit, sizes.tune, sizes.held_out), strict=True):
+        chosen = np.sort(rng.permutation(len(array))[:size])
+        tokens.append(np.ascontiguousarray(array[chosen], np.int32))
+        groups.append(np.unique(owner[chosen], return_inverse=True)[1].reshape(-1))
+    for name, array in zip(("fit", "tune", "held-out"), tokens, strict=True):
+        if len(array) < 2:
+            raise DataError(
+                f"only {len(array)} sequences of {array.shape[-1]} tokens for the {name} split: standard errors need "
+                "at least 2. Give more text, or shorter sequences with --context."
+            )
+    description = {"data": source, "data_sha256": _hash(*tokens), "context": int(tokens[0].shape[1]), "seed": seed}
+    description["special_tokens"] = list(special)
+    return Dataset(*tokens, (groups[0], groups[1], groups[2]), special, description)
+
+
+def _shared_split(tokens: np.ndarray, special: tuple[int, ...], sizes: Sizes, seed: int, source: str) -> Dataset:
+    """Split sequences that come in one array: a seeded permutation, 60 / 15 / 25 %; each sequence is its own unit."""
+    order = np.random.default_rng(seed).permutation(len(tokens))
+    cuts = np.cumsum([round(share * len(tokens)) for share in SPLIT_SHARES[:2]])
+    parts = np.split(tokens[order], cuts)
+    return _dataset([(p, np.arange(len(p))) for p in parts], special, sizes, seed, source)
+
+
+def start_token(tokenizer: Any) -> int | None:
+    """The id that starts a text, or None if the tokenizer has none of the usual names."""
+    ids = [tokenizer.token_to_id(name) for name in START_TOKENS]
+    return next((i for i in ids if i is not None), None)
+
+
+def windows(documents: list[list[int]], context: int, start: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Cut documents into sequences of `context` tokens, each behind the start token; remainders are dropped.
+
+    **Returns:** tokens [sequences, context] and the number of the document each comes from [sequences].
+    """
+    width = context - (start is not None)
+    rows, owners = [], []
+    for owner, ids in enumerate(documents):
+        for begin in range(0, len(ids) - width + 1, width):
+            rows.append(ids[begin : begin + width])
+            owners.append(owner)
+    tokens = np.array(rows, np.int32).reshape(len(rows), width)
+    if start is not None:
+        tokens = np.concatenate([np.full((len(rows), 1), start, np.int32), tokens], 1)
+    return tokens, np.array(owners, np.int64)
+
+
+def from_tokens(path: Path, sizes: Sizes, seed: int, context: int | None = None) -> Dataset:
+    """A token array on disk (`.npy`, integers [sequences, positions]).
+
+    A token id that begins every sequence is taken for a start-of-text token: it is not scored.
+    **Raises:** `DataError` if the file is not such an array.
+    """
+    try:
+        tokens = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not a readable .npy array ({error})") from error
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or tokens.size == 0:
+        raise DataError(
+            f"{path} holds a {tokens.dtype} array of shape {tokens.shape}; expected integer token ids "
+            "[sequences, positions]"
+        )
+    tokens = tokens[:, :context].astype(np.int32)
+    if tokens.min() < 0:
+        raise DataError(f"{path} holds negative token ids (smallest {tokens.min()})")
+    first = tokens[0, 0]
+    special = (int(first),) if (tokens[:, 0] == first).all() else ()
+    return _shared_split(tokens, special, sizes, seed, Path(path).name)
+
+
+def from_text(path: Path, tokenizer: Any, context: int, sizes: Sizes, seed: int) -> Dataset:
+    """A UTF-8 text file, cut into sequences of `context` tokens, which are the unit of sampling.
+
+    **Raises:** `DataError` for a missing, empty or undecodable file, or a model without a tokenizer.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text ({error})") from error
+    if not text.strip():
+        raise DataError(f"{path} is an empty text: there is nothing to score")
+    return _from_texts([text], tokenizer, context, sizes, seed, Path(path).name)
+
+
+def from_dataset(path: Path, tokenizer: Any, context: int, sizes: Sizes, seed: int) -> Dataset:
+    """A Hugging Face dataset saved on disk, with a column `input_ids` or `text`.
+
+    **Raises:** `DataError` if it is not one, or has neither column.
+    """
+    import datasets
+
+    try:
+        stored = datasets.load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not a dataset written by `save_to_disk` ({error})") from error
+    if isinstance(stored, datasets.DatasetDict):
+        stored = next(iter(stored.values()))
+    if "input_ids" in stored.column_names:
+        tokens, _ = windows([list(ids) for ids in stored["input_ids"]], context, None)
+        return _shared_split(tokens, (), sizes, seed, Path(path).name)
+    if "text" not in stored.column_names:
+        raise DataError(f"{path} has columns {stored.column_names}; expected 'input_ids' or 'text'")
+    return _from_texts(list(stored["text"]), tokenizer, context, sizes, seed, Path(path).name)
+
+
+def _from_texts(texts: list[str], tokenizer: Any, context: int, sizes: Sizes, seed: int, source: str) -> Dataset:
+    if tokenizer is None:
+        raise DataError("this model came without a tokenizer.json, so text cannot be tokenised: give --tokens instead")
+    start = start_token(tokenizer)
+    encoded = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    tokens, _ = windows(encoded, context, start)
+    return _shared_split(tokens, () if start is None else (start,), sizes, seed, source)
+
+
+def embedded_text(tokenizer: Any, context: int, sizes: Sizes, seed: int) -> Dataset:
+    """The running Python's standard library: fit and tune from its `fit` files, scores from its `held-out` files.
+
+    The document is the unit of sampling. No file that the embedded model was trained on is among them.
+    """
+    start = start_token(tokenizer)
+    by_split: dict[str, list[list[int]]] = {"fit": [], "tune": [], "held-out": []}
+    for document in standard_library():
+        if document.split == "train":
+            continue
+        tune = document.split == "fit" and hashlib.sha256(document.name.encode()).digest()[4] % 4 == 0
+        by_split["tune" if tune else document.split].append(
+            tokenizer.encode(document.text, add_special_tokens=False).ids
+        )
+    splits = [windows(documents, context, start) for documents in by_split.values()]
+    special = () if start is None else (start,)
+    version = ".".join(map(str, sys.version_info[:3]))
+    return _dataset(splits, special, sizes, seed, f"standard library of Python {version}")

@@ -1,0 +1,199 @@
+"""What is to be explained: a region of a model, on some data, as one of two phenomena.
+
+A region is a contiguous piece of the computational graph: the receiver can compute what enters it, and runs the rest of
+the model behind it. It is given as text: "upstream of blocks.2.hook_resid_pre", "blocks.1.mlp", "blocks.1.attn", or
+"model".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from mdl.data import Dataset
+from mdl.errors import DataError, TaskError, did_you_mean
+from mdl.models.model import Model
+from mdl.models.transformer import run
+from mdl.protocols import Inputs, Sample
+
+BEHAVIOUR, ACTIVATIONS = "behaviour", "activations"
+DEFAULT_FIDELITIES = (0.1, 0.01, 0.001)
+HEADLINE_FIDELITY = 0.01
+PREFIX_TOKENS = 4096  # tokens per call of the prefix
+
+
+@dataclass(frozen=True)
+class Region:
+    """A piece of the model between an input boundary and an output boundary.
+
+    `input` is "tokens" or a site name; `output` a site name or "logits".
+    """
+
+    name: str
+    input: str
+    output: str
+
+
+def parse_region(text: str, model: Model) -> Region:
+    """Read a region's text. **Raises:** `TaskError` with the forms that exist, or the nearest site names."""
+    text = " ".join(text.split())
+    if text == "model":
+        return Region(text, "tokens", "logits")
+    if match := re.fullmatch(r"blocks\.(\d+)\.(mlp|attn)", text):
+        layer, part = int(match[1]), match[2]
+        if layer >= model.config.n_layers:
+            layers = model.config.n_layers
+            raise TaskError(f"region {text!r}: the model has {layers} layers, blocks.0 to blocks.{layers - 1}")
+        if part == "mlp" and model.config.d_mlp == 0:
+            raise TaskError(f"region {text!r}: this model is attention-only and has no MLPs")
+        norm, out = ("ln2", "hook_mlp_out") if part == "mlp" else ("ln1", "hook_attn_out")
+        return Region(text, f"blocks.{layer}.{norm}.hook_normalized", f"blocks.{layer}.{out}")
+    if match := re.fullmatch(r"upstream of (\S+)", text):
+        model.check_site(match[1])
+        if model.start_of(match[1])[2] != match[1]:
+            raise TaskError(
+                f"region {text!r}: {match[1]} does not cut the model in two (the residual stream passes beside it). "
+                "Take a residual-stream site (hook_resid_pre, hook_resid_mid, hook_resid_post), or the region "
+                "'blocks.L.mlp' or 'blocks.L.attn' whose output it is."
+            )
+        return Region(text, "tokens", match[1])
+    forms = ["upstream of blocks.L.hook_resid_pre", "blocks.L.mlp", "blocks.L.attn", "model"]
+    raise TaskError(f"no region {text!r}.{did_you_mean(text, forms)} A region is one of: {', '.join(forms)}.")
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Tokens and what M computes on them at the region's boundaries; [sequences, positions, ...] throughout.
+
+    `boundary` is the residual stream from which a suffix can be run when the output site lies beside it, else None;
+    `groups` [sequences] numbers the documents, the unit of sampling.
+    """
+
+    tokens: np.ndarray
+    scored: np.ndarray
+    groups: np.ndarray
+    outputs: np.ndarray
+    inputs: np.ndarray | None
+    boundary: np.ndarray | None
+
+    def boundary_of(self, chosen: slice) -> np.ndarray | None:
+        return None if self.boundary is None else self.boundary[chosen]
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.scored.sum())
+
+    def sample(self) -> Sample:
+        """The scored positions as a decomposition sees them."""
+        return Sample(Inputs(self.tokens, self.scored, self.inputs), self.outputs[self.scored])
+
+    def group_sums(self, per_token: np.ndarray) -> np.ndarray:
+        """Sums of a per-token figure [n] over each document, the unit of sampling."""
+        owner = np.broadcast_to(self.groups[:, None], self.tokens.shape)[self.scored]
+        return np.bincount(owner, per_token, self.groups.max() + 1)
+
+    def head(self, sequences: int) -> Activations:
+        """The first sequences only, for a quick look."""
+        cut = {k: None if v is None else v[:sequences] for k, v in self.__dict__.items()}
+        return Activations(**cut)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Model, region, data and phenomenon: what a score is a score of.
+
+    **Arguments:** `fit`: what explanations are fitted on; `tune`: disjoint from it, for the residual coder's transform
+    and all choices of knobs; `held_out`: what rates are measured on, None in the view that decompositions get;
+    `description`: model, data and their hashes, which go into the scorecard.
+    """
+
+    model: Model
+    region: Region
+    fit_activations: Activations
+    tune_activations: Activations
+    held_out: Activations | None
+    description: dict[str, Any]
+
+    @property
+    def fit(self) -> Sample:
+        return self.fit_activations.sample()
+
+    @property
+    def width(self) -> int:
+        """Width d of the region's output."""
+        return int(self.fit_activations.outputs.shape[-1])
+
+    def for_fitting(self) -> Task:
+        """The task as a decomposition sees it: without the held-out data."""
+        return replace(self, held_out=None)
+
+
+def build_task(model: Model, region_text: str, data: Dataset, progress: Callable[..., Any]) -> Task:
+    """Run the model once over all the data and keep what the region's boundaries carry.
+
+    **Raises:** `TaskError` for the region, `DataError` for sequences longer than the model's context or token ids
+    beyond its vocabulary, all before any long work; `DataError` for activations that are not finite.
+    """
+    region = parse_region(region_text, model)
+    context, vocabulary = model.config.n_ctx, model.config.d_vocab
+    if data.fit.shape[1] > context and model.config.positions == "learned":
+        raise DataError(f"sequences of {data.fit.shape[1]} tokens exceed the model's context of {context}: use --context")
+    largest = max(int(t.max()) for t in (data.fit, data.tune, data.held_out))
+    if largest >= vocabulary:
+        raise DataError(
+            f"token id {largest} is outside the model's vocabulary of {vocabulary}: the tokens were probably made by "
+            "another tokenizer"
+        )
+    parts = []
+    for index, (name, tokens, groups) in enumerate(data.splits()):
+        progress(f"running the model on {name} data", index, 3)
+        parts.append(collect(model, region, tokens, ~np.isin(tokens, data.special_tokens), groups))
+    description = {
+        "model": model.name,
+        "model_fingerprint": model.fingerprint,
+        "parameters": model.n_parameters,
+        "region": region.name,
+        "region_input": region.input,
+        "region_output": region.output,
+        "width": int(parts[0].outputs.shape[-1]),
+        **data.description,
+        "fit_tokens": parts[0].n_tokens,
+        "tune_tokens": parts[1].n_tokens,
+        "held_out_tokens": parts[2].n_tokens,
+        "held_out_units": int(parts[2].groups.max()) + 1,
+    }
+    return Task(model, region, *parts, description)
+
+
+def collect(model: Model, region: Region, tokens: np.ndarray, scored: np.ndarray, groups: np.ndarray) -> Activations:
+    """M's activations at the region's boundaries. **Raises:** `DataError` naming the site that is not finite."""
+    boundary = None if region.output == "logits" else model.start_of(region.output)[2]
+    reads = {region.output}
+    if region.input != "tokens":
+        reads.add(region.input)
+    if boundary not in (None, region.output, "tokens"):
+        reads.add(boundary)
+    compiled = jax.jit(partial(run, model.config, reads=tuple(sorted(reads))))
+    sequences = len(tokens)
+    size = max(1, min(sequences, PREFIX_TOKENS // tokens.shape[1]))
+    found: dict[str, list[np.ndarray]] = {name: [] for name in reads}
+    for start in range(0, sequences, size):
+        batch = tokens[start : start + size].astype(np.int32)
+        padded = np.concatenate([batch, np.repeat(batch[:1], size - len(batch), 0)])  # one shape, one compilation
+        for name, value in compiled(model.params, padded).items():
+            found[name].append(np.asarray(value[: len(batch)], np.float32))
+    arrays = {name: np.concatenate(values) for name, values in found.items()}
+    for name, value in arrays.items():
+        if bad := int((~np.isfinite(value)).sum()):
+            raise DataError(f"{bad} of {value.size} activations at {name} are NaN or infinite: check the weights")
+    inputs = arrays.get(region.input)
+    if region.input == "tokens" and model.config.tied and region.output != "logits":
+        inputs = np.asarray(model.params["embed"]["W_E"])[tokens]
+    beside = arrays[boundary] if boundary in arrays and boundary != region.output else None
+    return Activations(tokens, scored, groups, arrays[region.output], inputs, beside)
