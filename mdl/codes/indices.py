@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from scipy.special import gammaln
 
 from mdl.codes.bitstream import BitReader, BitWriter
-from mdl.codes.counts import kt_bits, plug_in_bits, running_counts
+from mdl.codes.counts import kt_bits, running_counts
 from mdl.errors import CodeError
 from mdl.units import nats_to_bits
 
@@ -44,9 +44,9 @@ class IndexCode:
         return total, share + (total - share.sum()) / n
 
     def learning_bits(self, indices: Int[np.ndarray, " n"]) -> float:
-        """The length minus the empirical entropy of the indices: what the clusters' discovery and frequencies cost."""
-        uses = np.unique(indices, return_counts=True)[1] if indices.size else np.zeros(0)
-        return self.bits(indices)[0] - float(plug_in_bits(uses, indices.size - uses).sum() - _off_bits(uses))
+        """The length less the sum over clusters of k_j log2(n / k_j), which knows the frequencies; in bits."""
+        uses = np.unique(indices, return_counts=True)[1].astype(np.float64)
+        return self.bits(indices)[0] - float((uses * np.log2(indices.size / uses)).sum())
 
     def write(self, writer: BitWriter, indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, " clusters"]:
         """Write the indices; returns the sender's index of each rank, the order in which to send the clusters."""
