@@ -21,7 +21,7 @@ from mdl.models.transformer import unembed
 from mdl.task import Activations, Region
 from mdl.units import nats_to_bits
 
-FINAL = "ln_final.hook_normalized"
+FINAL = "unembed.hook_in"  # behind the final norm, with its scale and bias: what the unembedding multiplies
 CHUNK_TOKENS = 512  # logits held at once: CHUNK_TOKENS x vocabulary, for the reference and for the explained model
 BATCH_TOKENS = 4096  # tokens per call of the suffix
 
