@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ def plugins() -> None:
     with _reported():
         console = _console(sys.stdout)
         for kind in ("decomposition", "decoder", "estimator"):
-            _print_plugins(console, kind, describe(kind))  # type: ignore[arg-type]
+            _print_plugins(console, kind, describe(kind))
 
 
 @main.command()
@@ -264,12 +265,8 @@ def _console(file: Any) -> Console:
     """A console on a terminal at its own width, elsewhere at 160 columns, so that a saved table is not cut."""
     from rich.console import Console
 
-    console = Console(file=file, highlight=False)
-    if not console.is_terminal:
-        import os
-
-        console.width = int(os.environ.get("COLUMNS", "160"))
-    return console
+    known = file.isatty() or "COLUMNS" in os.environ
+    return Console(file=file, highlight=False, width=None if known else 160)
 
 
 @contextlib.contextmanager

@@ -143,7 +143,7 @@ def _option(field: dataclasses.Field[Any]) -> Option:
     kind = field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
     if _required(field):
         return Option(field.name, kind, None)
-    default = field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
+    default = field.default if field.default_factory is MISSING else field.default_factory()
     return Option(field.name, kind, _typed(default))
 
 
@@ -192,9 +192,8 @@ def _read(name: str, key: str, annotation: Any, text: str) -> Any:
         except ValueError:
             continue
     expected = " or ".join(_expected(c) for c, _ in known)
-    raise PluginError(
-        f"option {key!r} of {name!r} takes {expected}, and {text!r} is not: try {key}={_sample(known[0][0])}"
-    )
+    example = f"{key}={_sample(known[0][0])}"
+    raise PluginError(f"option {key!r} of {name!r} takes {expected}, and {text!r} is not: e.g. {example}")
 
 
 def _is_union(annotation: Any) -> bool:

@@ -9,7 +9,7 @@ from mdl.ledger import Interval
 _SUFFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
-def human(value: float) -> str:
+def human(value: float | int) -> str:
     """Three significant digits with k, M, G...: 0.0533, 104, 1.23M."""
     if math.isnan(value):
         return "–"
@@ -27,7 +27,7 @@ def human(value: float) -> str:
     return _sign(value) + f"{abs(rounded) / 1000**power:.{digits}f}{_SUFFIXES[power]}"
 
 
-def count(value: float) -> str:
+def count(value: float | int) -> str:
     """As `human`, without zeros that say nothing: 1, 10, 1k, 1.2M. For numbers of tokens."""
     text = human(value)
     number = text.rstrip("kMGTPE")
@@ -35,7 +35,7 @@ def count(value: float) -> str:
     return (number.rstrip("0").rstrip(".") if "." in number and "e" not in number else number) + suffix
 
 
-def with_error(value: float, stderr: float) -> str:
+def with_error(value: float | int, stderr: float | int) -> str:
     """A figure and its standard error, to the error's leading digit: 103.9 ±0.8. Exact figures stand alone."""
     if stderr == 0:
         return human(value)
@@ -48,7 +48,7 @@ def with_error(value: float, stderr: float) -> str:
     return f"{_sign(value)}{abs(value):.{digits}f} ±{shown if float(shown) else f'<{10.0**-digits:.{digits}f}'}"
 
 
-def percent(fraction: float) -> str:
+def percent(fraction: float | int) -> str:
     """A fraction as a percentage of three significant digits: 31.2%, 0.1%, −4.05%."""
     if not math.isfinite(fraction):
         return human(fraction)
@@ -58,7 +58,7 @@ def percent(fraction: float) -> str:
     return (_sign(value) if float(text) else "") + text + "%"
 
 
-def fidelity_text(fidelity: float) -> str:
+def fidelity_text(fidelity: float | int) -> str:
     """A fidelity as people say it: 1 %, 0.1 %."""
     return f"{100 * fidelity:.4g} %"
 
@@ -68,5 +68,5 @@ def interval_text(interval: Interval) -> str:
     return f"[{count(interval.low)}–{count(interval.high)}]"
 
 
-def _sign(value: float) -> str:
+def _sign(value: float | int) -> str:
     return "−" if value < 0 else ""

@@ -79,15 +79,11 @@ def totals_table(scorecard: Scorecard, setting: Setting) -> Table:
     training = scorecard.task.get("training_tokens")
     if training is not None:
         tokens = sorted({*tokens, float(training)})
-    title = f"total(N), bits, at {setting_text(setting)}; * the shortest at this N"
-    if training is not None:
-        title += f"; N = {count(float(training))}: the model's own training tokens"
-    table = Table(title=title, box=None, padding=0, pad_edge=False, **_TITLED)
-    table.add_column("N", no_wrap=True, min_width=12)
+    table = Table(box=None, padding=0, pad_edge=False)
+    table.add_column("N", overflow="fold")
     for n in tokens:
-        table.add_column(
-            count(n) + " ", justify="right", no_wrap=True, min_width=7, header_style=_training_style(n, training)
-        )
+        style = "bold magenta" if training is not None and n == float(training) else "bold"
+        table.add_column(count(n) + " ", justify="right", no_wrap=True, min_width=7, header_style=style)
     best = [min(scores, key=lambda s: float(s.total(n))) for n in tokens]
     for score in scores:
         cells = [_total_cell(score, n, score is winner) for n, winner in zip(tokens, best, strict=True)]
@@ -194,8 +190,8 @@ def _legend(scorecard: Scorecard) -> Text:
     used = [o for o in MARKS if any(s.obtained == o for s in scorecard.scores)]
     lines = ["; ".join(f"{MARKS[o]} {o}: {_MEANING[o]}" for o in used)]
     lines.append(
-        f"static: the whole message, paid on first use; ±: standard error by document; [a–b]: 95 % interval of N, out of "
-        f"1 to {count(LARGEST_TOKENS)}"
+        f"static: the whole message, paid on first use; ±: standard error by document; [a–b]: 95 % interval, "
+        f"N from 1 to {count(LARGEST_TOKENS)}"
     )
     notes = dict.fromkeys(f"{s.explanation}: {note}" for s in scorecard.scores for note in s.notes)
     return Text("\n".join([*lines, *notes]), style="dim")
