@@ -12,25 +12,26 @@ def answer(scorecard: Scorecard) -> str:
     setting, n = headline(scorecard), horizon(scorecard)
     scores = ranked(scorecard, setting)
     best = scores[0]
-    where = f"{setting_text(setting)} and N = {count(n)} tokens"
+    words = setting_text(setting)
+    where = f"{words[0].upper()}{words[1:]} and N = {count(n)} tokens"
     per_token = f"{human(float(best.total(n)) / n)} bits a token"
     if best.explanation == YARDSTICK:
-        return f"At {where}, nothing beats {yardstick_text(setting)}: {per_token}{_runner_up(scorecard, scores)}."
+        return f"{where}, nothing beats {yardstick_text(setting)}: {per_token}{_runner_up(scorecard, scores)}."
     return (
-        f"At {where}, {best.explanation} has the shortest total: {per_token}"
+        f"{where}, {best.explanation} has the shortest total: {per_token}"
         f"{_margin(scorecard, best, setting)}{_history(scorecard, best, setting)}."
     )
 
 
 def setting_text(setting: Setting) -> str:
-    """A setting in words, as it follows "at"."""
+    """A setting in words: "at 1 % of the null's KL", "for behaviour"."""
     phenomenon, fidelity = setting
-    return f"{fidelity_text(fidelity)} of the null's KL" if fidelity is not None else f"the level of {phenomenon}"
+    return f"at {fidelity_text(fidelity)} of the null's KL" if fidelity is not None else f"for {phenomenon}"
 
 
 def yardstick_text(setting: Setting) -> str:
     """What "nothing" means at a setting."""
-    return "the standard coder alone" if setting[1] is not None else "the null, which says nothing"
+    return "the standard coder alone" if setting[1] is not None else "the null"
 
 
 def _margin(scorecard: Scorecard, best: Score, setting: Setting) -> str:

@@ -114,12 +114,14 @@ def assign_styles(names: Sequence[str]) -> dict[str, Style]:
 def _title(figure: Figure, scorecard: Scorecard) -> None:
     """The answer, the task under it, and at the bottom how to read the panels."""
     task = scorecard.task
-    lines = textwrap.wrap(answer(scorecard), 130)
-    figure.text(0.018, 0.972, "\n".join(lines), fontsize=19, fontweight="bold", va="top", linespacing=1.25)
+    size, lines = 19.0, textwrap.wrap(answer(scorecard), 130)
+    if len(lines) > 2:
+        size, lines = 16.0, textwrap.wrap(answer(scorecard), 155)
+    figure.text(0.018, 0.972, "\n".join(lines), fontsize=size, fontweight="bold", va="top", linespacing=1.25)
     parts = [f"{key} {task[key]}" for key in ("model", "region") if key in task]
     if "held_out_tokens" in task:
         parts.append(f"rates from {count(float(task['held_out_tokens']))} held-out tokens")
-    figure.text(0.018, 0.958 - 0.034 * len(lines), "     ".join(parts), fontsize=13, color=GREY, va="top")
+    figure.text(0.018, 0.958 - 0.034 * len(lines) * size / 19.0, "     ".join(parts), fontsize=13, color=GREY, va="top")
     figure.text(0.018, 0.018, _HOW_TO_READ, fontsize=11.5, color=GREY, va="bottom", linespacing=1.4)
 
 
@@ -134,14 +136,16 @@ def _draw_totals(
     for name, line in lines.items():
         style = styles[name]
         axes.plot(tokens, line, color=style.colour, linestyle=style.dash, linewidth=style.width, zorder=3)
-    low, high = float(envelope.min()), float(max(line.max() for line in lines.values()))
+    # A line without a rate falls for ever: the panel ends a little below the shortest total at the horizon.
+    shortest = min(float(s.total(horizon(scorecard))) for s in scores) / horizon(scorecard)
+    low, high = max(float(envelope.min()), shortest / 30), float(max(line.max() for line in lines.values()))
     changes = overtakings(scorecard, setting)
     rows = _stagger([float(np.log10(c.tokens)) for c in changes], apart=2.6)
     room = 0.05 + 0.034 * (max(rows, default=0) + 1)  # the share of the height that the labels of crossings take
     bottom = low / (high / low) ** (room / (1 - room))
     axes.set(xscale="log", yscale="log", xlim=(1, LARGEST_TOKENS), ylim=(bottom, high * 1.6))
     axes.set_title(
-        f"Total bits a token at {setting_text(setting)}: lower is better, and it depends on N",
+        f"Total bits a token {setting_text(setting)}: lower is better, and it depends on N",
         loc="left", fontsize=14.5, pad=10,
     )  # fmt: skip
     axes.set_ylabel("total(N) / N, bits a token")
@@ -195,11 +199,11 @@ def _draw_strip(
     first = scores[int(winners(scores, np.array([1.0]))[0])].explanation
     edges = [1.0, *(c.tokens for c in changes), LARGEST_TOKENS]
     for start, end, name in zip(edges, edges[1:], [first, *(c.winner for c in changes)], strict=False):
-        axes.axvspan(start, end, color=styles[name].colour, linewidth=0)
+        axes.axvspan(start, end, facecolor=styles[name].colour, edgecolor="white", linewidth=1.5)
         decades = np.log10(end / start)
-        if decades * 11.5 >= len(name):  # about 11.5 letters fit into a decade
+        if decades * 6.8 >= len(_short(name)):  # about 6.8 letters fit into a decade
             axes.text(
-                np.sqrt(start * end), 0.5, name, transform=axes.get_xaxis_transform(), color="white",
+                np.sqrt(start * end), 0.5, _short(name), transform=axes.get_xaxis_transform(), color="white",
                 ha="center", va="center", fontsize=11.5, fontweight="bold",
             )  # fmt: skip
     axes.set_xlabel("N, the number of tokens to explain        (the bar says which total is the shortest)")
@@ -215,12 +219,13 @@ def _draw_plane(
     axes: Axes, scorecard: Scorecard, setting: Setting, scores: Sequence[Score], styles: Mapping[str, Style]
 ) -> None:
     """Right panel: the rate against the KL that it leaves, one curve an explanation."""
-    ends = []
+    ends, exact = [], []
     for score in scores:
         name, style = score.explanation, styles[score.explanation]
         same = [s for s in scorecard.scores if s.explanation == name and s.phenomenon == setting[0]]
         frontier = rate_frontier(same)
         if not frontier:
+            exact.append(f"{name} ({human(score.rate)} bits a token)")
             continue
         kl, rate = zip(*frontier, strict=True)
         axes.plot(kl, rate, color=style.colour, linestyle=style.dash, linewidth=style.width, zorder=3)
@@ -237,6 +242,9 @@ def _draw_plane(
     axes.set_ylabel("state + residual, bits a token")
     axes.tick_params(length=0)
     _human_ticks(axes, "x")
+    if exact:
+        text = textwrap.fill("Leaves no KL at all, so not on this scale: " + ", ".join(exact), 44)
+        axes.text(0.02, 0.015, text, transform=axes.transAxes, va="bottom", fontsize=11, color=GREY)
     _mark_targets(axes, scorecard, setting)
     _label_ends(axes, ends, styles, with_values=False)
 
@@ -275,8 +283,9 @@ def _label_ends(
     width, tall = 72.0 * box.width * figure.get_figwidth(), 72.0 * box.height * figure.get_figheight()  # points
     apart = _LABEL_POINTS / tall
     points = [axes.transAxes.inverted().transform(axes.transData.transform((x, y))) for _, x, y in ends]
-    heights = spread([float(p[1]) for p in points], apart)
-    for (name, _, y), point, height in zip(ends, points, heights, strict=True):
+    inside = [(float(p[0]), min(max(float(p[1]), 0.0), 1.0)) for p in points]
+    heights = spread([y for _, y in inside], apart)
+    for (name, _, y), point, height in zip(ends, inside, heights, strict=True):
         colour = styles[name].colour
         axes.plot(
             [point[0], 1.008, 1.0 + 18 / width], [point[1], point[1], height], transform=axes.transAxes, clip_on=False,
@@ -327,8 +336,10 @@ def _stagger(positions: Sequence[float], apart: float) -> list[int]:
     return rows
 
 
-def _short(name: str, limit: int = 26) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"
+def _short(name: str, limit: int = 22) -> str:
+    """A long name without its middle: names of one family differ at their ends."""
+    keep = (limit - 1) // 2
+    return name if len(name) <= limit else f"{name[:keep]}…{name[-keep:]}"
 
 
 def _human_ticks(axes: Axes, which: str) -> None:

@@ -92,13 +92,12 @@ def totals_table(scorecard: Scorecard, setting: Setting) -> Table:
 
 
 def _setting_title(scorecard: Scorecard, setting: Setting) -> str:
-    what = setting[0] if setting[1] is None else f"{setting[0]} at {setting_text(setting)}"
+    what = setting[0] if setting[1] is None else f"{setting[0]} {setting_text(setting)}"
     return f'{what}, in bits, N = {count(horizon(scorecard))} tokens ("nothing" is {yardstick_text(setting)})'
 
 
 def _totals_title(scorecard: Scorecard, setting: Setting) -> str:
-    what = setting[0] if setting[1] is None else setting_text(setting)
-    title = f"total(N) in bits at {what}, * the shortest"
+    title = f"total(N) in bits {setting_text(setting)}, * the shortest"
     training = scorecard.task.get("training_tokens")
     return title if training is None else title + f"; the model was trained on {count(float(training))} tokens"
 

@@ -85,3 +85,10 @@ def test_the_answer_where_nothing_wins_and_where_the_lead_is_lost_later(scorecar
     middle = answer(dataclasses.replace(scorecard, task={**scorecard.task, "horizon": 5000.0}))
     assert "affine has the shortest total" in middle
     assert "it overtakes nothing at N = 917 [887–948], and table overtakes it at N = 33.7k" in middle
+
+
+def test_the_answer_for_behaviour(scorecard):
+    card = dataclasses.replace(scorecard, scores=tuple(s for s in scorecard.scores if s.phenomenon == "behaviour"))
+    assert answer(card).startswith(
+        "For behaviour and N = 1M tokens, table has the shortest total: 1.45 bits a token, 74.2 % below the null (its"
+    )

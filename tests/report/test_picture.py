@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from mdl.report.picture import assign_styles, draw, rate_frontier, spread
+from mdl.report.picture import _short, assign_styles, draw, rate_frontier, spread
 
 
 def png_size(path):
@@ -79,6 +79,11 @@ def test_spread_against_an_exhaustive_oracle():
     assert np.allclose(spread(heights, apart), best, atol=0.005)
     assert spread([0.1, 0.9], apart) == [0.1, 0.9]
     assert spread([], apart) == []
+
+
+def test_long_names_keep_both_ends():
+    assert _short("quantised weights step 0.0312 sd") == "quantised … 0.0312 sd"
+    assert _short("sae topk 16x") == "sae topk 16x"
 
 
 def test_the_frontier_drops_what_another_point_beats(scorecard):
