@@ -91,7 +91,9 @@ def describe(kind: Kind) -> list[Description]:
             rows.append(Description(name, _owner(point), "", (), problem=str(error)))
         else:
             summary = (inspect.getdoc(loaded) or "").partition("\n")[0]
-            rows.append(Description(name, _owner(point), summary, tuple(_option(f) for f in _fields(loaded).values())))
+            # A decoder's fields are what a message carries, nothing that anybody sets.
+            fields = () if kind == "decoder" else _fields(loaded).values()
+            rows.append(Description(name, _owner(point), summary, tuple(_option(f) for f in fields)))
     return rows
 
 

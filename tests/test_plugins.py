@@ -61,7 +61,7 @@ broken-test = {module}:Absent
 unimportable-test = {module}_absent:Absent
 
 [mdl.decoders]
-spectral-test = {module}:Plain
+spectral-test = {module}:Spectral
 """
 
 
@@ -125,6 +125,7 @@ def test_describe_shows_options_as_they_are_typed_and_survives_broken_ones(insta
     assert rows["loaded-test"].options[0] == Option("path", "Path", None)
     assert rows["plain-test"].options == ()
     assert "cannot be imported" in rows["broken-test"].problem
+    assert next(row for row in describe("decoder") if row.name == "spectral-test").options == ()
 
 
 def test_a_name_alone_takes_the_defaults(installed):

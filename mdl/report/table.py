@@ -39,7 +39,7 @@ BESIDE = {
     "kl_recovered": ("KL\nrecov.", percent),
     "flops_ratio": ("FLOPs\nratio", human),
 }
-_ONE_TABLE_WIDTH = 132  # columns from which on the figures beside the score fit into the same table
+_UNBOUNDED = 10_000  # columns: wide enough to measure what a table would take
 
 
 def print_scorecard(scorecard: Scorecard, console: Console) -> None:
@@ -63,14 +63,11 @@ def setting_table(scorecard: Scorecard, setting: Setting, width: int) -> Rendera
     """Scores of one phenomenon at one fidelity, shortest total at the horizon first."""
     scores = ranked(scorecard, setting)
     keys = [k for k in BESIDE if any(k in s.beside for s in scores)]
-    together = width >= _ONE_TABLE_WIDTH
-    table = _score_table(scorecard, setting, keys if together else [], wide=together)
-    for score in scores:
-        row = _score_cells(scorecard, score)
-        table.add_row(*row, *(_beside_cell(score, k) for k in keys if together), style=_row_style(score))
-    if together or not keys:
-        return table
-    return Group(table, _beside_table(scores, keys))
+    one = _filled_table(scorecard, setting, scores, keys, wide=True)
+    if Console(width=_UNBOUNDED).measure(one).maximum <= width:
+        return one
+    narrow = _filled_table(scorecard, setting, scores, [], wide=False)
+    return Group(narrow, _beside_table(scores, keys)) if keys else narrow
 
 
 def totals_table(scorecard: Scorecard, setting: Setting) -> Table:
@@ -100,6 +97,14 @@ def _totals_title(scorecard: Scorecard, setting: Setting) -> str:
     title = f"total(N) in bits {setting_text(setting)}, * the shortest"
     training = scorecard.task.get("training_tokens")
     return title if training is None else title + f"; the model was trained on {count(float(training))} tokens"
+
+
+def _filled_table(scorecard: Scorecard, setting: Setting, scores: list[Score], keys: list[str], wide: bool) -> Table:
+    table = _score_table(scorecard, setting, keys, wide)
+    for score in scores:
+        cells = [*_score_cells(scorecard, score), *(_beside_cell(score, k) for k in keys)]
+        table.add_row(*map(Text, cells), style=_row_style(score))
+    return table
 
 
 def _score_table(scorecard: Scorecard, setting: Setting, keys: list[str], wide: bool) -> Table:
@@ -165,7 +170,7 @@ def _beside_table(scores: list[Score], keys: list[str]) -> Table:
     for key in keys:
         table.add_column(BESIDE[key][0].replace("\n", " "), justify="right", no_wrap=True, style="dim")
     for score in scores:
-        table.add_row(score.explanation, *(_beside_cell(score, k) for k in keys))
+        table.add_row(Text(score.explanation), *(_beside_cell(score, k) for k in keys))
     return table
 
 

@@ -17,7 +17,7 @@ def printed(scorecard: Scorecard, width: int, **options: object) -> str:
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("width", [100, 160])
+@pytest.mark.parametrize("width", [100, 130, 140, 160])
 def test_tables_fit_and_lose_nothing(scorecard, width):
     text = printed(scorecard, width)
     lines = text.splitlines()
@@ -27,8 +27,16 @@ def test_tables_fit_and_lose_nothing(scorecard, width):
     row = next(line for line in lines if line.startswith("sae topk 16x"))
     for figure in ("655", "70.0 ±0.7", "29.9 ±0.3", "101", "35.9%", "from 9.72k [9.38k–10.1k]", "0.0562", "○"):
         assert figure in row
-    assert ("98.9%" in row) == (width == 160)  # narrow terminals have these in a table of their own
+    assert ("98.9%" in row) == (width >= 150)  # narrow terminals have these in a table of their own
     assert "98.9%" in text
+
+
+def test_names_are_text_and_not_markup(scorecard):
+    renamed = tuple(
+        dataclasses.replace(s, explanation="sae[bold]") if s.explanation == "affine" else s for s in scorecard.scores
+    )
+    text = printed(dataclasses.replace(scorecard, scores=renamed, comparisons=()), 100)
+    assert text.count("sae[bold]") >= 9
 
 
 def test_rows_are_sorted_and_the_headline_comes_first(scorecard):
