@@ -65,7 +65,7 @@ class StaticCurve:
     header_bits: float
     whole_bits: float
 
-    def at(self, n: float | np.ndarray) -> np.ndarray:
+    def at(self, n: float | np.ndarray) -> np.ndarray | np.float64:
         """static(N) in bits, linear in log N between grid points, the whole message beyond the grid."""
         return np.interp(np.log(np.maximum(n, 1.0)), np.log(self.tokens), self.bits, right=self.bits[-1])
 
@@ -120,7 +120,7 @@ class Score:
     def obtained(self) -> str:
         return weakest([e.obtained for e in self.entries])
 
-    def total(self, n: float | np.ndarray) -> np.ndarray:
+    def total(self, n: float | np.ndarray) -> np.ndarray | np.float64:
         """total(N) = static(N) + N * rate, bits."""
         return self.static.at(n) + np.asarray(n, float) * self.rate
 
