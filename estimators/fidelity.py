@@ -166,23 +166,32 @@ class Coding:
     metric: Metric
     settings: Settings
     section: Section
-    axes: Axes
-    quantiser: Quantiser
+    axes: Axes | None
+    quantiser: Quantiser | None
 
     @classmethod
     def prepare(
-        cls, bench: Bench, explanation: Explanation, metric: Metric, step: float, knobs: Mapping[str, float]
+        cls,
+        bench: Bench,
+        explanation: Explanation,
+        metric: Metric,
+        step: float,
+        knobs: Mapping[str, float],
+        residual: bool = True,
     ) -> tuple[Coding, float, float]:
         """Fit the residual coder on the tuning data.
 
         **Returns:** the coding, its distortion e^T G e / 2 (nats a token, in the first metric, G being the Fisher
-        information) and its rate plus static bits at the horizon (bits a token), both on the tuning data.
+        information) and its rate plus static bits at the horizon (bits a token), both on the tuning data. Without
+        the residual coder (`residual` False) both are infinite: only a real evaluation tells.
         """
         settings = Settings(bench.horizon, step, metric.root, dict(knobs))
         section = explanation.section(settings)
         decoder, sample = decoder_of(section), bench.tune.sample
         state = explanation.encode(decoder, sample, settings)
         errors = sample.outputs - decoder.predict(sample.inputs, state)
+        if not residual:
+            return cls(explanation, metric, settings, section, None, None), math.inf, math.inf
         axes = principal_axes(*moments(errors), metric.root)
         u = axes.transform(errors)
         quantiser = fit_quantiser(u, step)

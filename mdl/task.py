@@ -67,6 +67,14 @@ def parse_region(text: str, model: Model) -> Region:
     raise TaskError(f"no region {text!r}.{did_you_mean(text, forms)} A region is one of: {', '.join(forms)}.")
 
 
+def region_flops(model: Model, region: Region, context: int) -> int:
+    """FLOPs per token (a multiply-add is two) between the region's boundaries."""
+    if region.output == "logits":
+        return model.flops_per_token(context)
+    before = 0 if region.input == "tokens" else model.flops_upstream(region.input, context)
+    return model.flops_upstream(region.output, context) - before
+
+
 @dataclass(frozen=True)
 class Activations:
     """Tokens and what M computes on them at the region's boundaries; [sequences, positions, ...] throughout.
@@ -161,6 +169,7 @@ def build_task(model: Model, region_text: str, data: Dataset, progress: Callable
         "region": region.name,
         "region_input": region.input,
         "region_output": region.output,
+        "region_flops": region_flops(model, region, data.fit.shape[1]),
         "width": int(parts[0].outputs.shape[-1]),
         **data.description,
         "fit_tokens": parts[0].n_tokens,
