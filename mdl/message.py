@@ -39,11 +39,18 @@ class QuantisedArray:
 
     @classmethod
     def from_values(cls, values: np.ndarray, steps: np.ndarray | float) -> QuantisedArray:
-        """Round `values` [rows, columns] to multiples of a step for each row, put on the grid 2^(e/4) first."""
+        """Round `values` [rows, columns] to multiples of a step for each row.
+
+        The finest step is put on the grid 2^(e/4), the others whole octaves above it: rows of one octave share a table,
+        and a step half an octave off its optimum costs under 0.1 bit a value.
+        """
         values = np.atleast_2d(np.asarray(values, np.float64))
         if not np.isfinite(values).all():
             raise MessageError(f"{(~np.isfinite(values)).sum()} of {values.size} values to be sent are NaN or infinite")
         exponents = np.broadcast_to(step_exponent(steps), (len(values),)).astype(np.int64)
+        base = exponents.min() if len(exponents) else 0
+        octaves = np.rint((exponents - base) / STEPS_PER_OCTAVE).astype(np.int64)
+        exponents = base + STEPS_PER_OCTAVE * octaves
         symbols = np.rint(values / np.exp2(exponents / STEPS_PER_OCTAVE)[:, None]).astype(np.int64)
         return cls(symbols, exponents)
 

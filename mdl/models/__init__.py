@@ -1,0 +1,9 @@
+"""Models as pure JAX functions with named sites."""
+
+from mdl.models.config import TransformerConfig
+from mdl.models.load import load_model
+from mdl.models.model import Model
+from mdl.models.torch_path import TorchModel
+from mdl.models.transformer import run
+
+__all__ = ["Model", "TorchModel", "TransformerConfig", "load_model", "run"]

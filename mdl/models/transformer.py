@@ -9,103 +9,62 @@ autoencoder names its site so. Weights use TransformerLens's names and shapes to
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mdl.errors import ModelError
+from mdl.models.config import TransformerConfig
+from mdl.models.sites import LOGITS, Sites, Write, check_site, site_names
+
+__all__ = ["ACTIVATIONS", "Params", "Sites", "TransformerConfig", "Write", "run"]
+
 Params = dict[str, Any]
-Write = Array | Callable[[Array], Array]
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
     "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
 }
 
 
-@dataclass(frozen=True)
-class TransformerConfig:
-    """The architecture, which the receiver of a message knows (accounting standard, "Region").
-
-    **Arguments:** sizes as in TransformerLens; `norm` is "layer", "rms" or "none"; `positions` is "learned", "rotary"
-    or "none"; `rotary_frequencies` has one angular frequency (radians per position) for each rotated pair, so that any
-    frequency scaling is resolved when a checkpoint is read; `windows` holds, per layer, the number of latest positions
-    that attention may look at, or None for all; `logit_softcap` and `attention_softcap` are Gemma-2's
-    `cap * tanh(x / cap)`.
-    """
-
-    n_layers: int
-    d_model: int
-    n_heads: int
-    d_head: int
-    d_vocab: int
-    n_ctx: int
-    d_mlp: int = 0
-    n_key_value_heads: int | None = None
-    norm: str = "layer"
-    norm_eps: float = 1e-5
-    positions: str = "learned"
-    rotary_frequencies: tuple[float, ...] = ()
-    activation: str = "gelu_new"
-    gated_mlp: bool = False
-    parallel: bool = False
-    attention_scale: float | None = None
-    attention_softcap: float | None = None
-    logit_softcap: float | None = None
-    windows: tuple[int | None, ...] | None = None
-    post_norms: bool = False
-    embedding_scale: float = 1.0
-    tied: bool = False
-
-    @property
-    def key_value_heads(self) -> int:
-        return self.n_key_value_heads or self.n_heads
-
-    @property
-    def scale(self) -> float:
-        """What attention scores are multiplied by; 1/sqrt(d_head) unless the checkpoint says otherwise."""
-        return self.d_head**-0.5 if self.attention_scale is None else self.attention_scale
-
-
-class Sites:
-    """Collects what is read at named sites and substitutes what is written there, during one forward pass."""
-
-    def __init__(self, reads: Collection[str], writes: Mapping[str, Write]):
-        self.reads = frozenset(reads)
-        self.writes = writes
-        self.found: dict[str, Array] = {}
-
-    def __call__(self, name: str, value: Array) -> Array:
-        if name in self.writes:
-            write = self.writes[name]
-            value = write(value) if callable(write) else write
-        if name in self.reads:
-            self.found[name] = value
-        return value
-
-
-def normalize(config: TransformerConfig, params: Params | None, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+def normalize(
+    kind: str, eps: float, params: Params, x: Float[Array, "*b d"], sites: Sites, name: str
+) -> Float[Array, "*b d"]:
     """LayerNorm, RMSNorm, or neither; `params` may lack scale and bias (folded norms)."""
-    if config.norm == "none" or params is None:
+    if kind == "none":
         return x
-    if config.norm == "layer":
+    if kind == "layer":
         x = x - x.mean(-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + config.norm_eps)
+    scale = sites(f"{name}.hook_scale", jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + eps))
+    x = sites(f"{name}.hook_normalized", x / scale)
     if "w" in params:
         x = x * params["w"]
     return x + params["b"] if "b" in params else x
 
 
-def rotate(x: Float[Array, "b t h e"], frequencies: tuple[float, ...]) -> Float[Array, "b t h e"]:
-    """Rotary position embedding on the first `2 * len(frequencies)` channels, halves paired (Su et al. 2021)."""
+def rotate(
+    x: Float[Array, "b t h e"], frequencies: tuple[float, ...], adjacent: bool = False
+) -> Float[Array, "b t h e"]:
+    """Rotary position embedding on the first `2 * len(frequencies)` channels (Su et al. 2021).
+
+    Channel i is paired with i + half (GPT-NeoX), or with `adjacent` its neighbour (GPT-J).
+    """
     angles = jnp.arange(x.shape[1])[:, None] * jnp.asarray(frequencies, jnp.float32)[None]
-    sin, cos = jnp.sin(angles)[None, :, None], jnp.cos(angles)[None, :, None]
+    sin, cos = (f(angles)[None, :, None].astype(x.dtype) for f in (jnp.sin, jnp.cos))
     half = len(frequencies)
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    rotated, rest = x[..., : 2 * half], x[..., 2 * half :]
+    if adjacent:
+        a, b = rotated[..., ::2], rotated[..., 1::2]
+        pairs = jnp.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(rotated.shape)
+        return jnp.concatenate([pairs, rest], -1)
+    a, b = rotated[..., :half], rotated[..., half:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
 
@@ -114,58 +73,65 @@ def _project(params: Params, name: str, x: Float[Array, "b t d"]) -> Float[Array
     return out + params[f"b_{name}"] if f"b_{name}" in params else out
 
 
+def _allowed(config: TransformerConfig, layer: int, positions: int) -> Array:
+    """Which key (column) each query (row) may look at."""
+    distance = jnp.arange(positions)[:, None] - jnp.arange(positions)[None]
+    allowed = distance >= 0 if config.causal else jnp.ones_like(distance, bool)
+    window = None if config.windows is None else config.windows[layer]
+    return allowed if window is None else allowed & (distance < window)
+
+
 def attention(
-    config: TransformerConfig, params: Params, x: Float[Array, "b t d"], window: int | None, sites: Sites, prefix: str
+    config: TransformerConfig, params: Params, layer: int, x: Float[Array, "b t d"], sites: Sites
 ) -> Float[Array, "b t d"]:
-    """Causal multi-head (or grouped-query) attention over the normalised input `x`."""
+    """Multi-head (or grouped-query) attention over the normalised input `x`."""
+    prefix = f"blocks.{layer}.attn"
     q = sites(f"{prefix}.hook_q", _project(params, "Q", x))
     k = sites(f"{prefix}.hook_k", _project(params, "K", x))
     v = sites(f"{prefix}.hook_v", _project(params, "V", x))
     if config.positions == "rotary":
-        q, k = rotate(q, config.rotary_frequencies), rotate(k, config.rotary_frequencies)
+        q = sites(f"{prefix}.hook_rot_q", rotate(q, config.rotary_frequencies, config.rotary_adjacent))
+        k = sites(f"{prefix}.hook_rot_k", rotate(k, config.rotary_frequencies, config.rotary_adjacent))
     groups = config.n_heads // config.key_value_heads
     k, v = jnp.repeat(k, groups, axis=2), jnp.repeat(v, groups, axis=2)
-    scores = jnp.einsum("bthe,bshe->bhts", q, k) * config.scale
+    scale = config.scale / (layer + 1) if config.scale_by_inverse_layer else config.scale
+    scores = jnp.einsum("bthe,bshe->bhts", q, k) * scale
     if config.attention_softcap is not None:
         scores = config.attention_softcap * jnp.tanh(scores / config.attention_softcap)
-    distance = jnp.arange(x.shape[1])[:, None] - jnp.arange(x.shape[1])[None]
-    allowed = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-    scores = sites(f"{prefix}.hook_attn_scores", jnp.where(allowed, scores, -jnp.inf))
-    pattern = sites(f"{prefix}.hook_pattern", jax.nn.softmax(scores, -1))
+    scores = jnp.where(_allowed(config, layer, x.shape[1]), scores, -jnp.inf)
+    pattern = jax.nn.softmax(sites(f"{prefix}.hook_attn_scores", scores), -1)
+    pattern = sites(f"{prefix}.hook_pattern", pattern)
     z = sites(f"{prefix}.hook_z", jnp.einsum("bhts,bshe->bthe", pattern, v))
     out = jnp.einsum("bthe,hed->btd", z, params["W_O"])
     return out + params["b_O"] if "b_O" in params else out
 
 
-def mlp(config: TransformerConfig, params: Params, x: Float[Array, "b t d"], sites: Sites, prefix: str) -> Array:
-    """`act(x W_in + b_in) W_out + b_out`, or gated: `act(x W_gate) * (x W_in)` in place of the activation."""
+def _linear(params: Params, name: str, x: Float[Array, "b t i"]) -> Float[Array, "b t o"]:
+    out = x @ params[f"W_{name}"]
+    return out + params[f"b_{name}"] if f"b_{name}" in params else out
+
+
+def mlp(config: TransformerConfig, params: Params, layer: int, x: Float[Array, "b t d"], sites: Sites) -> Array:
+    """`act(x W_in + b_in) W_out + b_out`, or gated: `act(x W_gate + b_gate) * (x W_in + b_in) + b_post` as activation."""
+    prefix = f"blocks.{layer}.mlp"
     act = ACTIVATIONS[config.activation]
+    pre = sites(f"{prefix}.hook_pre", _linear(params, "gate" if config.gated_mlp else "in", x))
+    post = act(pre)
     if config.gated_mlp:
-        pre = sites(f"{prefix}.hook_pre", x @ params["W_gate"] + params.get("b_gate", 0.0))
-        linear = sites(f"{prefix}.hook_pre_linear", x @ params["W_in"] + params.get("b_in", 0.0))
-        post = act(pre) * linear
-    else:
-        post = act(sites(f"{prefix}.hook_pre", x @ params["W_in"] + params.get("b_in", 0.0)))
-    return sites(f"{prefix}.hook_post", post) @ params["W_out"] + params.get("b_out", 0.0)
+        post = post * sites(f"{prefix}.hook_pre_linear", _linear(params, "in", x))
+        post = post + params["b_post"] if "b_post" in params else post
+    return _linear(params, "out", sites(f"{prefix}.hook_post", post))
 
 
-def _attention_half(config: TransformerConfig, params: Params, layer: int, x: Array, sites: Sites) -> Array:
-    name = f"blocks.{layer}"
-    normed = sites(f"{name}.ln1.hook_normalized", normalize(config, params.get("ln1"), x))
-    window = None if config.windows is None else config.windows[layer]
-    out = attention(config, params["attn"], normed, window, sites, f"{name}.attn")
+def _half(config: TransformerConfig, params: Params, layer: int, x: Array, sites: Sites, which: str) -> Array:
+    """What attention (`which` "attn") or the MLP ("mlp") adds to the residual stream."""
+    name, norm = f"blocks.{layer}", "ln1" if which == "attn" else "ln2"
+    normed = normalize(config.norm, config.norm_eps, params.get(norm, {}), x, sites, f"{name}.{norm}")
+    out = (attention if which == "attn" else mlp)(config, params[which], layer, normed, sites)
     if config.post_norms:
-        out = normalize(config, params["ln1_post"], out)
-    return sites(f"{name}.hook_attn_out", out)
-
-
-def _mlp_half(config: TransformerConfig, params: Params, layer: int, x: Array, sites: Sites) -> Array:
-    name = f"blocks.{layer}"
-    normed = sites(f"{name}.ln2.hook_normalized", normalize(config, params.get("ln2"), x))
-    out = mlp(config, params["mlp"], normed, sites, f"{name}.mlp")
-    if config.post_norms:
-        out = normalize(config, params["ln2_post"], out)
-    return sites(f"{name}.hook_mlp_out", out)
+        after = f"{norm}_post"
+        out = normalize(config.norm, config.norm_eps, params.get(after, {}), out, sites, f"{name}.{after}")
+    return sites(f"{name}.hook_{which}_out", out)
 
 
 def block(config: TransformerConfig, params: Params, layer: int, x: Array, sites: Sites, from_mid: bool) -> Array:
@@ -173,20 +139,28 @@ def block(config: TransformerConfig, params: Params, layer: int, x: Array, sites
     name = f"blocks.{layer}"
     if not from_mid:
         x = sites(f"{name}.hook_resid_pre", x)
-        attended = x + _attention_half(config, params, layer, x, sites)
-        if config.parallel:
-            return sites(f"{name}.hook_resid_post", attended + _mlp_half(config, params, layer, x, sites))
+        attended = x + _half(config, params, layer, x, sites, "attn")
+        if config.parallel and config.d_mlp:
+            attended = attended + _half(config, params, layer, x, sites, "mlp")
+        if not config.sequential:
+            return sites(f"{name}.hook_resid_post", attended)
         x = attended
-    if config.d_mlp == 0:
-        return sites(f"{name}.hook_resid_post", x)
     x = sites(f"{name}.hook_resid_mid", x)
-    return sites(f"{name}.hook_resid_post", x + _mlp_half(config, params, layer, x, sites))
+    return sites(f"{name}.hook_resid_post", x + _half(config, params, layer, x, sites, "mlp"))
 
 
 def embed(config: TransformerConfig, params: Params, tokens: Int[Array, "b t"], sites: Sites) -> Float[Array, "b t d"]:
-    """Token plus learned position embedding: the residual stream that enters layer 0."""
+    """Token plus learned position embedding: the residual stream that enters layer 0.
+
+    **Raises:** `ModelError` for more tokens than the model has position embeddings.
+    """
     x = sites("hook_embed", params["embed"]["W_E"][tokens] * config.embedding_scale)
     if config.positions == "learned":
+        if tokens.shape[1] > config.n_ctx:
+            raise ModelError(
+                f"{tokens.shape[1]} tokens a sequence, but the model has {config.n_ctx} position embeddings. "
+                f"Cut the sequences to {config.n_ctx} tokens."
+            )
         positions = jnp.broadcast_to(params["pos_embed"]["W_pos"][: tokens.shape[1]][None], x.shape)
         x = x + sites("hook_pos_embed", positions)
     return x
@@ -201,6 +175,40 @@ def unembed(config: TransformerConfig, params: Params, x: Float[Array, "*b d"]) 
     if config.logit_softcap is not None:
         logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
     return logits
+
+
+def _check_start(config: TransformerConfig, layer: int, from_mid: bool) -> None:
+    if layer > config.n_layers:
+        raise ModelError(f"a run cannot start at layer {layer}: the model has {config.n_layers} (0 to n starts it).")
+    if from_mid and not (config.sequential and 0 <= layer < config.n_layers):
+        raise ModelError(
+            f"layer {layer} has no residual stream between attention and MLP to start from (parallel or "
+            "attention-only model, or no such layer). Start at hook_resid_pre."
+        )
+
+
+def _check_all_seen(config: TransformerConfig, sites: Sites, layer: int) -> None:
+    """A site that was asked for and never passed would be a silent mistake."""
+    for name in sorted(sites.pending):
+        check_site(name, site_names(config))
+        raise ModelError(
+            f"site {name!r} is upstream of where this run starts (layer {layer}), so it is neither read nor written. "
+            "Start earlier, or leave it out."
+        )
+
+
+def _forward(config: TransformerConfig, params: Params, start: Array, sites: Sites, layer: int, from_mid: bool) -> None:
+    x = embed(config, params, start, sites) if layer < 0 else start
+    for index in range(max(layer, 0), config.n_layers):
+        if sites.done:
+            return
+        x = block(config, params["blocks"][index], index, x, sites, from_mid and index == layer)
+    if sites.done:
+        return
+    kind = config.norm_before_unembedding
+    x = normalize(kind, config.norm_eps, params.get("ln_final", {}), x, sites, "ln_final")
+    if LOGITS in sites.pending:
+        sites(LOGITS, unembed(config, params, x))
 
 
 def run(
@@ -219,13 +227,15 @@ def run(
     `layer == n_layers`: the residual stream that enters the final norm). `reads`: site names. `writes`: for a site name,
     an array that takes the place of the site's value, or a function of it.
 
-    **Returns:** the value at each site of `reads`; under `jit`, what no read needs is never computed.
+    **Returns:** the value at each site of `reads`; what comes after the last of them is not computed, and under `jit`
+    neither is anything else that no read needs. Matrix products are in full float32 on every device.
+
+    **Raises:** `ModelError` for a site that does not exist or lies before the start, a written value that does not fit
+    its site, a start that the model does not have, and too long a sequence.
     """
+    _check_start(config, layer, from_mid)
     sites = Sites(reads, writes or {})
-    x = embed(config, params, start, sites) if layer < 0 else start
-    for index in range(max(layer, 0), config.n_layers):
-        x = block(config, params["blocks"][index], index, x, sites, from_mid and index == layer)
-    x = sites("ln_final.hook_normalized", normalize(config, params.get("ln_final"), x))
-    if "logits" in sites.reads:
-        sites("logits", unembed(config, params, x))
+    with jax.default_matmul_precision("float32"):
+        _forward(config, params, start, sites, layer, from_mid)
+    _check_all_seen(config, sites, layer)
     return sites.found

@@ -1,0 +1,223 @@
+"""Yardsticks: nothing, a look-up table of token ids, an affine map of the region's inputs.
+
+Under *activations* "nothing" in front of the standard residual coder is transform coding, and what every other
+explanation has to beat; under *behaviour* it is mean ablation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.sparse
+
+from mdl.errors import ExplanationError, MessageError
+from mdl.message import QuantisedArray, Section
+from mdl.protocols import Inputs, Sample, Settings
+from mdl.state import NoState, State
+from mdl.task import Task
+
+STATIC_KNOB: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+@dataclass(frozen=True)
+class ConstantDecoder:
+    """The same vector at every position."""
+
+    mean: np.ndarray
+
+    @classmethod
+    def from_section(cls, section: Section) -> ConstantDecoder:
+        """Header: mean [1, d]."""
+        if len(section.header) != 1 or section.parts:
+            raise MessageError("a 'constant' section has one header array and no parts")
+        return cls(section.header[0].values()[0])
+
+    def predict(self, inputs: Inputs, state: State) -> np.ndarray:
+        return np.broadcast_to(self.mean, (inputs.n_tokens, len(self.mean))).astype(np.float32)
+
+    def touched(self, inputs: Inputs, state: State) -> scipy.sparse.csr_array | None:
+        return None
+
+    def flops_per_token(self, inputs: Inputs, state: State) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class ConstantExplanation:
+    """The mean output."""
+
+    mean: np.ndarray
+    name: str = "nothing"
+    kind: str = "constant"
+    knobs: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def section(self, settings: Settings) -> Section:
+        return Section(self.kind, (QuantisedArray.from_values(self.mean, settings.static_step(1.0)),))
+
+    def encode(self, decoder: ConstantDecoder, sample: Sample, settings: Settings) -> NoState:
+        return NoState(sample.inputs.n_tokens)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """The null: the mean, and whatever codes the residual. Every other explanation is measured against it."""
+
+    def fit(self, task: Task) -> ConstantExplanation:
+        return ConstantExplanation(task.fit.outputs.mean(0, dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class TableDecoder:
+    """mean + a row for the current token's id, where the table has one."""
+
+    mean: np.ndarray
+    ids: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def from_section(cls, section: Section) -> TableDecoder:
+        """Header: mean [1, d]. Parts: id increments [r, 1], rows [r, d]."""
+        if len(section.header) != 1 or len(section.parts) != 2:
+            raise MessageError("a 'table' section has one header array (mean) and two part arrays (ids, rows)")
+        increments, rows = section.parts[0].symbols[:, 0], section.parts[1].values()
+        if (increments < 1).any():
+            raise MessageError("'table': token ids have to increase from row to row")
+        return cls(section.header[0].values()[0], np.cumsum(increments) - 1, rows)
+
+    def _row_of(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        position = np.minimum(np.searchsorted(self.ids, tokens), max(len(self.ids) - 1, 0))
+        found = self.ids[position] == tokens if len(self.ids) else np.zeros(len(tokens), bool)
+        return position, found
+
+    def predict(self, inputs: Inputs, state: State) -> np.ndarray:
+        position, found = self._row_of(inputs.scored_tokens())
+        out = np.broadcast_to(self.mean, (len(position), len(self.mean))).astype(np.float32)
+        out[found] += self.rows[position[found]]
+        return out
+
+    def touched(self, inputs: Inputs, state: State) -> scipy.sparse.csr_array | None:
+        position, found = self._row_of(inputs.scored_tokens())
+        return scipy.sparse.coo_array(
+            (np.ones(found.sum(), bool), (np.flatnonzero(found), position[found])), shape=(len(found), len(self.ids))
+        ).tocsr()
+
+    def flops_per_token(self, inputs: Inputs, state: State) -> float:
+        return float(len(self.mean))
+
+
+@dataclass(frozen=True)
+class TableExplanation:
+    """Shrunken mean output for each token id, `rows` [r, d] beyond the overall mean, used with `frequency` [r]."""
+
+    mean: np.ndarray
+    ids: np.ndarray
+    rows: np.ndarray
+    frequency: np.ndarray
+    name: str = "token-table"
+    kind: str = "table"
+    knobs: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"static": STATIC_KNOB})
+
+    def section(self, settings: Settings) -> Section:
+        rows = QuantisedArray.from_values(self.rows, settings.static_step(self.frequency))
+        kept = rows.symbols.any(1)  # a row that rounds to nothing is not worth its id
+        increments = np.diff(self.ids[kept], prepend=-1)
+        mean = QuantisedArray.from_values(self.mean, settings.static_step(1.0))
+        parts = (
+            QuantisedArray.from_integers(increments.reshape(-1)),
+            QuantisedArray(rows.symbols[kept], rows.exponents[kept]),
+        )
+        return Section(self.kind, (mean,), parts)
+
+    def encode(self, decoder: TableDecoder, sample: Sample, settings: Settings) -> NoState:
+        return NoState(sample.inputs.n_tokens)
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """A vector for each token id: its mean output, shrunk to the overall mean.
+
+    A row seen c times is multiplied by c / (c + s), s being the ratio of the variance within a token id to the variance
+    between them: the best linear predictor of the true mean when rows are exchangeable (James and Stein 1961).
+    """
+
+    def fit(self, task: Task) -> TableExplanation:
+        tokens, outputs = task.fit.inputs.scored_tokens(), task.fit.outputs
+        mean = outputs.mean(0, dtype=np.float64)
+        ids, index, counts = np.unique(tokens, return_inverse=True, return_counts=True)
+        select = scipy.sparse.csr_array((np.ones(len(index)), index, np.arange(len(index) + 1)), (len(index), len(ids)))
+        rows = (select.T @ outputs.astype(np.float64)) / counts[:, None] - mean
+        within = float(np.square(outputs - mean - rows[index]).sum()) / max(len(index) - len(ids), 1)
+        between = max(float(counts @ np.square(rows).sum(1)) - len(ids) * within, 1e-12) / len(index)
+        shrunk = rows * (counts / (counts + within / between))[:, None]
+        return TableExplanation(mean, ids, shrunk, counts / len(tokens))
+
+
+@dataclass(frozen=True)
+class AffineDecoder:
+    """inputs @ matrix + bias."""
+
+    matrix: np.ndarray
+    bias: np.ndarray
+
+    @classmethod
+    def from_section(cls, section: Section) -> AffineDecoder:
+        """Header: matrix [d_in, d], bias [1, d]."""
+        if len(section.header) != 2 or section.parts:
+            raise MessageError("an 'affine' section has two header arrays (matrix, bias) and no parts")
+        return cls(section.header[0].values(), section.header[1].values()[0])
+
+    def predict(self, inputs: Inputs, state: State) -> np.ndarray:
+        return (inputs.scored_values() @ self.matrix + self.bias).astype(np.float32)
+
+    def touched(self, inputs: Inputs, state: State) -> scipy.sparse.csr_array | None:
+        return None
+
+    def flops_per_token(self, inputs: Inputs, state: State) -> float:
+        return 2.0 * self.matrix.size
+
+
+@dataclass(frozen=True)
+class AffineExplanation:
+    """Least-squares map of the region's inputs; `energy` [d_in] is E[x_i^2]."""
+
+    matrix: np.ndarray
+    bias: np.ndarray
+    energy: np.ndarray
+    name: str = "affine"
+    kind: str = "affine"
+    knobs: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"static": STATIC_KNOB})
+
+    def section(self, settings: Settings) -> Section:
+        matrix = QuantisedArray.from_values(self.matrix, settings.static_step(self.energy))
+        return Section(self.kind, (matrix, QuantisedArray.from_values(self.bias, settings.static_step(1.0))))
+
+    def encode(self, decoder: AffineDecoder, sample: Sample, settings: Settings) -> NoState:
+        return NoState(sample.inputs.n_tokens)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The best affine map from what enters the region to what leaves it; `ridge` is relative to the mean input energy.
+
+    For a region upstream of a site the input is the token's embedding, known to the receiver only where it is tied to the
+    unembedding, which lies outside the region.
+    """
+
+    ridge: float = 1e-4
+
+    def fit(self, task: Task) -> AffineExplanation:
+        if task.fit.inputs.values is None:
+            raise ExplanationError(
+                f"affine: the input of region {task.region.name!r} is token ids, of which there is no affine map (and "
+                "the embedding is not known to the receiver, being inside the region). Use token-table, or a region "
+                "such as blocks.L.mlp."
+            )
+        inputs, outputs = task.fit.inputs.scored_values().astype(np.float64), task.fit.outputs.astype(np.float64)
+        centre, mean = inputs.mean(0), outputs.mean(0)
+        x, y = inputs - centre, outputs - mean
+        gram = x.T @ x
+        gram += self.ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
+        matrix = np.linalg.solve(gram, x.T @ y)
+        return AffineExplanation(matrix, mean - centre @ matrix, np.mean(inputs**2, 0))
