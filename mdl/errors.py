@@ -39,6 +39,6 @@ class PluginError(MDLError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """" Did you mean ...?" with up to three near names, or an empty string."""
+    """ " Did you mean ...?" with up to three near names, or an empty string."""
     near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

@@ -24,10 +24,11 @@ PROBABILITY_FLOOR = 2.0**-22
 MAX_DIGIT = 1 << 12
 """The largest alphabet of one uniform digit: at this size the coder's rounding costs below 0.0004 bit."""
 
-_END_MARK = 0xA5C3
-_END_SIZE = 1 << 16
+# Marks, in 16 and 8 bits: the first thing to be read, gone when a stream was cut, and the last.
+_START_MARK, _START_SIZE = 0xC35A, 1 << 16
+_END_MARK, _END_SIZE = 0xA5, 1 << 8
 # The coder's state right after the end mark; it only ever grows from there while the writer encodes.
-_END_STATE = _END_MARK << 8
+_END_STATE = _END_MARK << 16
 
 
 def uniform_digits(size: int) -> list[int]:
@@ -139,6 +140,7 @@ class BitWriter:
         coder.encode_reverse(np.array([_END_MARK], dtype=np.int32), constriction.stream.model.Uniform(_END_SIZE))
         for values, model, parameters in reversed(self._calls):
             coder.encode_reverse(values, model, *parameters)
+        coder.encode_reverse(np.array([_START_MARK], dtype=np.int32), constriction.stream.model.Uniform(_START_SIZE))
         return coder.get_compressed().astype("<u4").tobytes()
 
 
@@ -155,6 +157,8 @@ class BitReader:
         self._coder = constriction.stream.stack.AnsCoder(words.astype(np.uint32))
         self._bernoulli = constriction.stream.model.Bernoulli
         self._each_bernoulli = self._bernoulli(perfect=False)
+        if self._coder.decode(constriction.stream.model.Uniform(_START_SIZE)) != _START_MARK:
+            raise CodeError(f"{len(data)} bytes do not start as a stream does; they were cut or damaged.")
 
     def check(self) -> None:
         """Raise CodeError if the end of the stream has been passed."""

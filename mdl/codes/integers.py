@@ -81,8 +81,8 @@ def rissanen_sum() -> float:
     ln 2 at each step, so that beyond 65536 it is (ln 2)^5 / (1 - ln 2).
     """
     limit, ln2 = 1 << 16, math.log(2.0)
-    head = math.fsum(2.0 ** -_log_star(n) for n in range(1, limit + 1))
-    edge = 2.0 ** -_log_star(limit)
+    head = math.fsum(2.0 ** -_log_star(float(n)) for n in range(1, limit + 1))
+    edge = 2.0 ** -_log_star(float(limit))
     # d/dx log f at 65536, where the iterated logarithms are 16, 4, 2 and 1.
     slope, product = 1.0, 1.0
     for iterate in (16.0, 4.0, 2.0, 1.0):

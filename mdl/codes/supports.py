@@ -269,7 +269,7 @@ def write_flags(writer: BitWriter, on: Bool[np.ndarray, " n"], p: Float[np.ndarr
     place = grid[:, chosen].argmax(axis=0)
     writer.choices(place, np.ascontiguousarray(first[:, chosen].T))
     rest = (np.arange(BLOCK)[:, None] > place) & (padded[:, chosen] > 0)
-    writer.bits(grid[:, chosen][rest], padded[:, chosen][rest])
+    writer.bits(np.asarray(grid[:, chosen][rest]), padded[:, chosen][rest])
 
 
 def read_flags(reader: BitReader, p: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:

@@ -170,17 +170,19 @@ _PEAK = 1 << 24
 
 @lru_cache(maxsize=64)
 def parametric_weights(family: Literal["laplace", "gaussian"], grid: int, largest: int) -> tuple[int, ...]:
-    """1 + floor(2**24 f(k)) for |k| = 0 ... `largest`, with f(k) = exp(-k / b) or exp(-k**2 / (2 b**2)).
+    """8 ceil(b) + floor(2**24 f(k)) for |k| = 0 ... `largest`, with f(k) = exp(-k / b) or exp(-k**2 / (2 b**2)).
 
-    b is the scale of `grid`. Computed in decimal arithmetic of 50 digits, and so the same everywhere.
+    b is the scale of `grid`; the first term keeps every probability above some 2**-23, within what the coder resolves.
+    Computed in decimal arithmetic of 50 digits, and so the same everywhere.
     """
     with decimal.localcontext(decimal.Context(prec=50)):
         scale = (decimal.Decimal(grid - 64) / 8 * decimal.Decimal(2).ln()).exp()
+        tail = 8 * math.ceil(scale)
         weights = []
         for k in range(largest + 1):
             ratio = decimal.Decimal(k) / scale
             exponent = ratio if family == "laplace" else ratio * ratio / 2
-            weights.append(1 + int(_PEAK * (-min(exponent, decimal.Decimal(60))).exp()))
+            weights.append(tail + int(_PEAK * (-min(exponent, decimal.Decimal(60))).exp()))
     return tuple(weights)
 
 
@@ -195,9 +197,10 @@ class _Parametric:
         _check_span(-largest, 2 * largest + 1)
         counts = np.bincount(np.abs(values), minlength=largest + 1)
         k = np.arange(largest + 1.0)
-        ratio = k / 2.0 ** ((np.arange(SCALE_GRID)[:, None] - 64.0) / 8.0)
+        scales = 2.0 ** ((np.arange(SCALE_GRID)[:, None] - 64.0) / 8.0)
+        ratio = k / scales
         # The sender's search may be in floating point: the reader is told the result.
-        weights = 1.0 + _PEAK * np.exp(-(ratio if self.family == "laplace" else ratio**2 / 2.0))
+        weights = 8.0 * np.ceil(scales) + _PEAK * np.exp(-(ratio if self.family == "laplace" else ratio**2 / 2.0))
         normaliser = 2.0 * weights.sum(axis=1) - weights[:, 0]
         nats = values.size * np.log(normaliser) - np.log(weights) @ counts
         return int(nats.argmin()), largest
@@ -245,8 +248,8 @@ class _Parametric:
 class DiscretisedLaplace(_Parametric):
     """Integers of probability in proportion to exp(-|k| / b), b on a grid; centred on zero.
 
-    Weights are 1 + floor(2**24 exp(-|k| / b)) for |k| up to the largest magnitude, which is sent. The number of values
-    is the reader's to know. Lengths are in bits. Methods raise CodeError for magnitudes from MAX_SPAN / 2 on.
+    Weights are those of `parametric_weights` for |k| up to the largest magnitude, which is sent. The number of values is
+    the reader's to know. Lengths are in bits. Methods raise CodeError for magnitudes from MAX_SPAN / 2 on.
     """
 
     family = "laplace"
