@@ -57,7 +57,7 @@ def read_attention(
     """`q_proj`, `k_proj`, `v_proj`, `o_proj`; `biased` names those ("Q", "K", "V", "O") that have a bias."""
     d, e = config.d_model, config.d_head
     heads = {"Q": config.n_heads, "K": config.key_value_heads, "V": config.key_value_heads}
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for n, h in heads.items():
         projection = f"{name}.{n.lower()}_proj"
         out[f"W_{n}"] = state.take(f"{projection}.weight", h * e, d).reshape(h, e, d).transpose(0, 2, 1)
@@ -99,7 +99,7 @@ def convert(settings: Mapping[str, Any], tensors: Mapping[str, Any]) -> tuple[Tr
     """
     config = read_config(settings)
     state = StateDict(tensors, "model.")
-    biased = ("Q", "K", "V", "O") if settings.get("attention_bias", False) else ()
+    biased: tuple[str, ...] = ("Q", "K", "V", "O") if settings.get("attention_bias", False) else ()
     if settings["model_type"] == "qwen2":
         biased = ("Q", "K", "V")
     mlp_biased = bool(settings.get("mlp_bias", False))

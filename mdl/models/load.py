@@ -55,6 +55,7 @@ def _backend_tokenizer(source: Any) -> Any | None:
 def _from_object(source: Any) -> tuple[TransformerConfig, Params, str, Any | None] | TorchModel:
     import torch
 
+    transformer_lens.refuse_bridge(source)
     if transformer_lens.is_hooked_transformer(source):
         config, params = transformer_lens.convert(source)
         return config, params, source.cfg.model_name, _backend_tokenizer(source)
@@ -63,10 +64,11 @@ def _from_object(source: Any) -> tuple[TransformerConfig, Params, str, Any | Non
             f"a {type(source).__name__} is no model: give a checkpoint's folder, a hub name, a transformers model, a "
             "TransformerLens HookedTransformer, or a torch module."
         )
-    settings = source.config.to_dict() if hasattr(getattr(source, "config", None), "to_dict") else {}
+    described: Any = getattr(source, "config", None)
+    settings = described.to_dict() if hasattr(described, "to_dict") else {}
     if settings.get("model_type") in _adapters():
         config, params = _convert(settings, source.state_dict())
-        name = getattr(source.config, "name_or_path", "") or type(source).__name__
+        name = getattr(described, "name_or_path", "") or type(source).__name__
         return config, params, name, None
     return torch_path.wrap(source, _backend_tokenizer(source))
 
@@ -105,7 +107,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {list(DTYPES)}.{did_you_mean(dtype, DTYPES)}")
-    if dtype == "float64" and not jax.config.jax_enable_x64:
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ModelError("float64 weights need jax_enable_x64; switch it on before anything else uses JAX.")
     steps = {
         "fold_layer_norm": fold_layer_norm,

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -22,10 +23,9 @@ from mdl.models.transformer import Params, Write, run
 def named_weights(params: Params) -> Iterator[tuple[str, Array]]:
     """Each weight with its TransformerLens name, `blocks.0.attn.W_Q`, in the order of the names."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    named = {
-        ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): leaf for path, leaf in leaves
-    }
-    yield from sorted(named.items())
+    yield from sorted(
+        ((jax.tree_util.keystr(p, simple=True, separator="."), leaf) for p, leaf in leaves), key=itemgetter(0)
+    )
 
 
 def fingerprint_of(config: TransformerConfig, params: Params) -> str:

@@ -11,12 +11,13 @@ from math import prod
 from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from mdl.errors import ModelError, did_you_mean
 from mdl.models.config import TransformerConfig
 
-Write = Array | Callable[[Array], Array]
+Write = ArrayLike | Callable[[Array], ArrayLike]
 
 TOKENS = "tokens"
 LOGITS = "logits"

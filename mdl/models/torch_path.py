@@ -78,8 +78,8 @@ class TorchModel:
     ) -> dict[str, np.ndarray]:
         """Run the module on `start` and return what was read.
 
-        **Arguments:** `start`: a numpy array, token ids or whatever the module takes; `reads`: site names; `writes`: for
-        a site name, an array that takes the place of its value, or a function of it.
+        **Arguments:** `start`: a numpy array, token ids or whatever the module takes; `reads`: site names; `writes`:
+        for a site name, an array that takes the place of its value, or a function of it.
 
         **Raises:** `ModelError` for a site that does not exist, that did not run or ran more than once, and for a
         written value of another shape.

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from mdl.errors import ModelError
@@ -112,7 +113,7 @@ def _linear(params: Params, name: str, x: Float[Array, "b t i"]) -> Float[Array,
 
 
 def mlp(config: TransformerConfig, params: Params, layer: int, x: Float[Array, "b t d"], sites: Sites) -> Array:
-    """`act(x W_in + b_in) W_out + b_out`, or gated: `act(x W_gate + b_gate) * (x W_in + b_in) + b_post` as activation."""
+    """`act(x W_in + b_in) W_out + b_out`; gated, `W_out` reads `act(x W_gate + b_gate) (x W_in + b_in) + b_post`."""
     prefix = f"blocks.{layer}.mlp"
     act = ACTIVATIONS[config.activation]
     pre = sites(f"{prefix}.hook_pre", _linear(params, "gate" if config.gated_mlp else "in", x))
@@ -214,7 +215,7 @@ def _forward(config: TransformerConfig, params: Params, start: Array, sites: Sit
 def run(
     config: TransformerConfig,
     params: Params,
-    start: Array,
+    start: ArrayLike,
     reads: Collection[str],
     writes: Mapping[str, Write] | None = None,
     layer: int = -1,
@@ -224,8 +225,8 @@ def run(
 
     **Arguments:** `start`: token ids `[batch, positions]` when `layer` is -1, else the residual stream
     `[batch, positions, d_model]` at `blocks.{layer}.hook_resid_pre` (`from_mid`: at `hook_resid_mid`;
-    `layer == n_layers`: the residual stream that enters the final norm). `reads`: site names. `writes`: for a site name,
-    an array that takes the place of the site's value, or a function of it.
+    `layer == n_layers`: the residual stream that enters the final norm). `reads`: site names. `writes`: for a site
+    name, an array that takes the place of the site's value, or a function of it.
 
     **Returns:** the value at each site of `reads`; what comes after the last of them is not computed, and under `jit`
     neither is anything else that no read needs. Matrix products are in full float32 on every device.
@@ -236,6 +237,6 @@ def run(
     _check_start(config, layer, from_mid)
     sites = Sites(reads, writes or {})
     with jax.default_matmul_precision("float32"):
-        _forward(config, params, start, sites, layer, from_mid)
+        _forward(config, params, jnp.asarray(start), sites, layer, from_mid)
     _check_all_seen(config, sites, layer)
     return sites.found

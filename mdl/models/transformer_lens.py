@@ -37,6 +37,15 @@ def is_hooked_transformer(source: object) -> bool:
     return all(hasattr(source, name) for name in needed) and hasattr(source.cfg, "normalization_type")  # type: ignore[attr-defined]
 
 
+def refuse_bridge(source: object) -> None:
+    """**Raises:** `ModelError` for a `TransformerBridge`, whose weights keep the names of the model it wraps."""
+    if type(source).__name__ == "TransformerBridge":
+        raise ModelError(
+            "a TransformerBridge is not read directly. Pass its original_model with the same weight processing as "
+            "switches of load_model, or a HookedTransformer."
+        )
+
+
 def _check_supported(cfg: Any) -> None:
     used = {n: getattr(cfg, n, off) for n, off in _UNSUPPORTED.items() if getattr(cfg, n, off) not in (off, False)}
     if cfg.positional_embedding_type not in _POSITIONS:
@@ -147,7 +156,7 @@ def _mlp(config: TransformerConfig, state: StateDict, name: str) -> dict[str, np
 
 
 def _block(config: TransformerConfig, state: StateDict, name: str) -> dict[str, Any]:
-    norms = [*(["ln1"]), *(["ln2"] if config.d_mlp else [])]
+    norms = ["ln1", "ln2"] if config.d_mlp else ["ln1"]
     norms += [f"{n}_post" for n in norms] if config.post_norms else []
     out: dict[str, Any] = {n: _norm(config.norm, state, f"{name}.{n}", config.d_model) for n in norms}
     out["attn"] = _attention(config, state, f"{name}.attn")

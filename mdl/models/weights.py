@@ -48,7 +48,7 @@ def center_writing_weights(config: TransformerConfig, params: Params) -> Process
     writers = ("W_O", "b_O", "W_out", "b_out", "W_E", "W_pos")
     center = lambda part: {n: _mean_free(w, -1) if n in writers else w for n, w in part.items()}  # noqa: E731
     blocks = [{n: center(part) for n, part in block.items()} for block in params["blocks"]]
-    embeddings = {n: center(params[n]) for n in ("embed", "pos_embed") if n in params}
+    embeddings: Params = {n: center(params[n]) for n in ("embed", "pos_embed") if n in params}
     return config, {**params, **embeddings, "blocks": blocks}
 
 
@@ -92,7 +92,8 @@ def center_unembed(config: TransformerConfig, params: Params) -> Processed:
     """
     if config.logit_softcap is not None:
         raise ModelError(
-            f"center_unembed would change the model: its logits are soft-capped at {config.logit_softcap}. Leave it out."
+            f"center_unembed would change the model: its logits are soft-capped at {config.logit_softcap}. "
+            "Leave it out."
         )
     config, params = _untie(config, params)
     return config, {**params, "unembed": {n: _mean_free(w, -1) for n, w in params["unembed"].items()}}
