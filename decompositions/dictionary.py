@@ -38,6 +38,10 @@ class NormalisedState:
     def n_tokens(self) -> int:
         return self.sparse.n_tokens
 
+    def reordered(self, order: np.ndarray) -> NormalisedState:
+        """The same symbols when the parts are sent in another order: the new part i is the old part order[i]."""
+        return NormalisedState(self.sparse.reordered(order), self.side)
+
     def length(self) -> StreamLength:
         """Both streams' exact lengths, in bits."""
         a, b = self.sparse.length(), self.side.length()
@@ -188,9 +192,9 @@ def header_arrays(bias: np.ndarray, signed: bool, side: int, settings: Settings)
     gain = np.linalg.norm(settings.root @ bias) * np.log(2.0)
     scale = min(settings.step / max(gain, 1e-12), MAX_SIDE_STEP)
     mean = settings.step / max(float(np.linalg.norm(settings.root.sum(1))), 1e-12)
-    exponents = [int(step_exponent(step)) if side else 0 for step in (scale, mean)]
+    exponents = step_exponent(np.array([scale, mean])) * (side != NO_SIDE)
     flags = np.array([[int(signed), side, *exponents]])
-    return QuantisedArray.from_values(bias, settings.static_step(1.0)), QuantisedArray.from_integers(flags)
+    return QuantisedArray.from_values(bias, settings.static_step(np.ones(1))), QuantisedArray.from_integers(flags)
 
 
 def quantise(

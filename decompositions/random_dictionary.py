@@ -23,6 +23,7 @@ from decompositions.dictionary import (
     KNOBS,
     DictionaryDecoder,
     DictionaryExplanation,
+    NormalisedState,
     build_decoder,
     fit_dictionary,
     header_arrays,
@@ -46,19 +47,26 @@ def random_directions(seed: int, features: int, width: int) -> np.ndarray:
 
 
 class RandomDictionaryDecoder:
-    """Rebuilds the directions from the seed; header (bias, flags, [seed, features]), parts (exponents, classes)."""
+    """Rebuilds the directions from the seed; header (bias, flags, [seed, features]), parts (row, exponent, class).
+
+    A part says which row of the stream its feature is, for parts travel in the order of their first use.
+    """
 
     @classmethod
     def from_section(cls, section: Section) -> DictionaryDecoder:
         """A dictionary's decoder. **Raises:** `MessageError` if the arrays do not fit together."""
-        if len(section.header) != 3 or len(section.parts) != 2 or section.header[2].symbols.shape != (1, 2):
+        if len(section.header) != 3 or len(section.parts) != 3 or section.header[2].symbols.shape != (1, 2):
             counts = f"{len(section.header)} header and {len(section.parts)} part arrays"
-            raise MessageError(f"a random dictionary has 3 header arrays, the last [1, 2], and 2 of parts; not {counts}")
+            raise MessageError(
+                f"a random dictionary has 3 header arrays, the last [1, 2], and 3 of parts, not {counts}"
+            )
         seed, features = (int(v) for v in section.header[2].symbols[0])
-        width = section.header[0].symbols.shape[1]
+        width, rows = section.header[0].symbols.shape[1], section.parts[0].symbols
         if seed < 0 or not 0 < features * width <= MAX_ELEMENTS:
             raise MessageError(f"a random dictionary of {features} x {width} from the seed {seed} is refused")
-        return build_decoder(section, random_directions(seed, features, width), *section.parts)
+        if rows.shape[1] != 1 or (rows.size and not 0 <= rows.min() <= rows.max() < features):
+            raise MessageError(f"rows {rows.shape} of a random dictionary leave its {features} features")
+        return build_decoder(section, random_directions(seed, features, width)[rows[:, 0]], *section.parts[1:])
 
 
 @partial(jax.jit, static_argnames="k")
@@ -110,19 +118,21 @@ class RandomDictionaryExplanation:
         return self.dictionary.name
 
     def section(self, settings: Settings) -> Section:
-        """Bias, seed and size once; for every feature its value step and class, which is all that is left of a part."""
-        dictionary = self.dictionary
+        """Bias, seed and size once; of every feature in use its row's number, value step and class."""
+        dictionary, kept = self.dictionary, self._kept()
         exponents = value_exponents(dictionary.atoms, dictionary.statistics, settings)
         classes = value_classes(dictionary.statistics, exponents)
         size = QuantisedArray.from_integers(np.array([[self.seed, len(dictionary.atoms)]]))
         header = (*header_arrays(dictionary.bias, True, dictionary.side, settings), size)
-        return Section(self.kind, header, (QuantisedArray.from_integers(exponents), QuantisedArray.from_integers(classes)))
+        parts = tuple(QuantisedArray.from_integers(array) for array in (kept, exponents[kept], classes[kept]))
+        return Section(self.kind, header, parts)
 
-    def encode(self, decoder: DictionaryDecoder, sample: Sample, settings: Settings) -> SparseState:
+    def _kept(self) -> np.ndarray:
+        return np.flatnonzero(self.dictionary.statistics.frequency > 0)
+
+    def encode(self, decoder: DictionaryDecoder, sample: Sample, settings: Settings) -> SparseState | NormalisedState:
         """The state symbols of a sample, under the decoder that came out of the message."""
-        state = quantise(decoder, self.dictionary.activations(sample.outputs), sample.outputs)
-        assert isinstance(state, SparseState)
-        return state
+        return quantise(decoder, self.dictionary.activations(sample.outputs)[:, self._kept()], sample.outputs)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
     python -m experiments.embedded_model.train_saes --model MODEL --out SAES
 
 The site is the middle of the residual stream. All of them see the same activations in the same order: windows of the
-documents that the model was trained on, tests left out, shuffled as a whole, without the start-of-text position. What is
-saved is sae-lens's inference format with `metrics.json` beside it, measured on documents that the model never saw.
+documents that the model was trained on, tests left out, shuffled as a whole, without the start-of-text position. What
+is saved is sae-lens's inference format with `metrics.json` beside it, measured on documents that the model never saw.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def collect(model: Any, tokens: np.ndarray, wanted: int) -> np.ndarray:
     found = []
     for index in track(range(batches), f"activations at {SITE}"):
         batch = tokens[index * SEQUENCES : (index + 1) * SEQUENCES].astype(np.int32)
-        found.append(np.asarray(forward(model.params, batch)[SITE][:, 1:], np.float32).reshape(-1, model.config.d_model))
+        found.append(
+            np.asarray(forward(model.params, batch)[SITE][:, 1:], np.float32).reshape(-1, model.config.d_model)
+        )
     return np.concatenate(found)[:wanted]
 
 
@@ -177,7 +179,9 @@ def train_all(
 
 
 @click.command()
-@click.option("--model", "folder", type=click.Path(exists=True, path_type=Path), required=True, help="Checkpoint folder.")
+@click.option(
+    "--model", "folder", type=click.Path(exists=True, path_type=Path), required=True, help="Checkpoint folder."
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="One folder an SAE is written here.")
 @click.option("--tokens", default=2_000_000, show_default=True, help="Activations that each SAE is trained on.")
 @click.option("--seed", default=0, show_default=True)
