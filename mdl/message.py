@@ -14,20 +14,43 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mdl.codes.adaptive_integer import AdaptiveInteger
 from mdl.codes.bitstream import BitReader, BitWriter
-from mdl.codes.integers import read_count, write_count, zigzag_decode, zigzag_encode
-from mdl.codes.reals import DiscretisedGaussian, DiscretisedLaplace, TableCode
+from mdl.codes.integers import read_count, read_signed_count, write_count, write_signed_count
+from mdl.codes.tables import DiscretisedGaussian, DiscretisedLaplace, TableCode
 from mdl.errors import CodeError, MessageError
 
 MAGIC = b"MDL\x01"
 STEPS_PER_OCTAVE = 4
 MAX_ELEMENTS = 1 << 28  # an array larger than this is refused before anything is allocated
-CODES = (TableCode(), DiscretisedLaplace(), DiscretisedGaussian())
+ADAPTIVE_LIMIT = 16384  # beyond this many symbols the adaptive code, read bit by bit, is used only where no table fits
 
 
 def step_exponent(step: float | np.ndarray) -> np.ndarray:
     """The integer e whose step 2^(e/4) is nearest to `step` (which must be positive) on the logarithmic grid."""
     return np.round(STEPS_PER_OCTAVE * np.log2(step)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class OneClassCode:
+    """The adaptive integer code with a single class: short arrays, and alphabets too wide for a table."""
+
+    code: AdaptiveInteger = AdaptiveInteger()
+
+    def bits(self, values: np.ndarray) -> float:
+        return float(self.code.bits(values, np.zeros(values.size, np.int64), 1)[0])
+
+    def symbol_bits(self, values: np.ndarray) -> np.ndarray:
+        return self.code.symbol_bits(values, np.zeros(values.size, np.int64), 1)
+
+    def write(self, writer: BitWriter, values: np.ndarray) -> None:
+        self.code.write(writer, values, np.zeros(values.size, np.int64), 1)
+
+    def read(self, reader: BitReader, count: int) -> np.ndarray:
+        return self.code.read(reader, np.zeros(count, np.int64), 1)
+
+
+CODES = (TableCode(), DiscretisedLaplace(), DiscretisedGaussian(), OneClassCode())
 
 
 @dataclass(frozen=True)
@@ -78,18 +101,23 @@ class Section:
     def n_parts(self) -> int:
         return len(self.parts[0].symbols) if self.parts else 0
 
+    def reordered(self, order: np.ndarray) -> Section:
+        """The parts in another order: the new part i is the old part order[i]."""
+        parts = tuple(QuantisedArray(a.symbols[order], a.exponents[order]) for a in self.parts)
+        return Section(self.kind, self.header, parts)
+
 
 @dataclass(frozen=True)
 class Message:
     """Sections as bytes, with what each part contributes.
 
     `data`: the whole file; `part_bits[s]` [n_parts of section s]: what the first use of each part costs; everything else
-    (structure, tables, header arrays, the range coder's padding) is `header_bits`, so that the sum is 8 * len(data).
+    (structure, tables, header arrays, the range coder's padding) is `header_bits`, so that the sum is 8 * len(data); `information_bits` is the ideal length, sum of -log2 p.
     """
 
     data: bytes
     part_bits: tuple[np.ndarray, ...]
-    ideal_bits: float
+    information_bits: float
 
     @property
     def whole_bits(self) -> float:
@@ -115,7 +143,7 @@ def encode_message(sections: list[Section]) -> Message:
             raise MessageError(f"section {section.kind!r}: part arrays have {rows} rows; row i of each must be part i")
         shares.append(np.sum(costs, axis=0) if section.parts else np.zeros(0))
     data = MAGIC + writer.to_bytes()
-    return Message(data, tuple(shares), 8.0 * len(MAGIC) + writer.ideal_bits)
+    return Message(data, tuple(shares), 8.0 * len(MAGIC) + writer.information_bits)
 
 
 def decode_message(data: bytes) -> list[Section]:
@@ -154,27 +182,26 @@ def _read_text(reader: BitReader) -> str:
 
 def _write_symbols(writer: BitWriter, symbols: np.ndarray) -> np.ndarray:
     """Write integers with the shortest of CODES, named first; returns the bits of each symbol, tables left out."""
-    best: tuple[float, int] | None = None
-    for index, code in enumerate(CODES):
-        try:
-            bits = code.bits(symbols)
-        except CodeError:  # the alphabet is too wide for a table: the parametric codes remain
-            continue
-        best = min(best, (bits, index)) if best else (bits, index)
-    if best is None:
-        span = int(symbols.max()) - int(symbols.min()) + 1
-        raise MessageError(f"integers spanning {span} values: the step is too fine for these values; use a coarser one")
-    writer.uniform(np.array([best[1]]), 4)
-    code = CODES[best[1]]
+    lengths = [_length(code, symbols) for code in CODES[:-1]]
+    if symbols.size <= ADAPTIVE_LIMIT or not np.isfinite(lengths).any():
+        lengths.append(CODES[-1].bits(symbols))
+    best = int(np.argmin(lengths))
+    writer.uniform(np.array([best]), len(CODES))
+    code = CODES[best]
     code.write(writer, symbols)
     return code.symbol_bits(symbols)
 
 
+def _length(code: TableCode | DiscretisedLaplace | DiscretisedGaussian, symbols: np.ndarray) -> float:
+    """Bits, or infinity where the alphabet is too wide for the code."""
+    try:
+        return code.bits(symbols)
+    except CodeError:
+        return np.inf
+
+
 def _read_symbols(reader: BitReader, n: int) -> np.ndarray:
-    index = int(reader.uniform(1, 4)[0])
-    if index >= len(CODES):
-        raise MessageError(f"unknown entropy model {index}")
-    return CODES[index].read(reader, n)
+    return CODES[int(reader.uniform(1, len(CODES))[0])].read(reader, n)
 
 
 def _write_array(writer: BitWriter, array: QuantisedArray) -> np.ndarray:
@@ -185,7 +212,7 @@ def _write_array(writer: BitWriter, array: QuantisedArray) -> np.ndarray:
     if array.symbols.size == 0:
         return np.zeros(rows)
     base = int(array.exponents.min())
-    write_count(writer, int(zigzag_encode(np.array([base]))[0]))
+    write_signed_count(writer, base)
     relative = array.exponents - base
     writer.uniform(np.array([int(relative.any())]), 2)
     cost = _write_symbols(writer, relative) if relative.any() else np.zeros(rows)
@@ -202,7 +229,7 @@ def _read_array(reader: BitReader) -> QuantisedArray:
         raise MessageError(f"an array of {rows} x {columns}: larger than the {MAX_ELEMENTS} elements allowed")
     if rows * columns == 0:
         return QuantisedArray(np.zeros((rows, columns), np.int64), np.zeros(rows, np.int64))
-    base = int(zigzag_decode(np.array([read_count(reader)]))[0])
+    base = read_signed_count(reader)
     varied = bool(reader.uniform(1, 2)[0])
     relative = _read_symbols(reader, rows) if varied else np.zeros(rows, np.int64)
     symbols = np.zeros((rows, columns), np.int64)

@@ -16,7 +16,8 @@ import scipy.sparse
 
 from mdl.codes.adaptive_integer import AdaptiveInteger
 from mdl.codes.bitstream import BitReader, BitWriter
-from mdl.codes.supports import IndexCode, IntroductionCode
+from mdl.codes.indices import IndexCode
+from mdl.codes.supports import IntroductionCode
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,13 @@ class State(Protocol):
         ...
 
     def write(self, writer: BitWriter) -> None: ...
+
+
+def first_use_order(touched: scipy.sparse.csr_array) -> np.ndarray:
+    """Parts in the order of their first use, then those never used: the order in which the receiver numbers them."""
+    parts, first = np.unique(touched.indices, return_index=True)
+    unused = np.setdiff1d(np.arange(touched.shape[1]), parts)
+    return np.concatenate([parts[np.argsort(first)], unused]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -137,8 +145,12 @@ class SparseState:
         values = matrix.data.astype(np.int64)
         return cls(tokens, matrix.indices.astype(np.int64), values, classes, matrix.shape[0], signed)
 
+    def reordered(self, order: np.ndarray) -> SparseState:
+        """The same symbols when the parts are sent in another order: the new part i is the old part order[i]."""
+        return SparseState.from_matrix(self.matrix()[:, order], self.classes[order], self.signed)
+
     def length(self) -> StreamLength:
-        support = IntroductionCode().bits(self.tokens, self.features, self.n_tokens)
+        support = IntroductionCode().bits((self.tokens, self.features), self.n_tokens)
         total, learning, per_token = support.total, support.learning, support.per_token
         if self.values.size:
             code = AdaptiveInteger(signed=self.signed, with_zero=False)
@@ -153,7 +165,7 @@ class SparseState:
         return scipy.sparse.csr_array(self.matrix() != 0)
 
     def write(self, writer: BitWriter) -> None:
-        IntroductionCode().write(writer, self.tokens, self.features, self.n_tokens)
+        IntroductionCode().write(writer, (self.tokens, self.features), self.n_tokens)
         groups = int(self.classes.max()) + 1 if len(self.classes) else 1
         code = AdaptiveInteger(signed=self.signed, with_zero=False)
         code.write(writer, self.values, self.classes[self.features], groups)
@@ -170,9 +182,13 @@ class IndexState:
     def n_tokens(self) -> int:
         return len(self.indices)
 
+    def reordered(self, order: np.ndarray) -> IndexState:
+        """The same symbols when the parts are sent in another order: the new part i is the old part order[i]."""
+        return IndexState(np.argsort(order)[self.indices], self.n_parts)
+
     def length(self) -> StreamLength:
-        total, learning, per_token = IndexCode().bits(self.indices)
-        return StreamLength(total, learning, per_token, "introduction + Polya urn")
+        total, per_token = IndexCode().bits(self.indices)
+        return StreamLength(total, IndexCode().learning_bits(self.indices), per_token, "introduction + Polya urn")
 
     def touched(self) -> scipy.sparse.csr_array:
         n = self.n_tokens

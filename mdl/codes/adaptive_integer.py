@@ -261,26 +261,19 @@ class AdaptiveInteger:
         return values
 
     def _read_one(self, reader: BitReader, ones: list[float], totals: list[float]) -> int:
-        def decision(context: int) -> int:
-            bit = reader.bit((ones[context] + 0.5) / (totals[context] + 1.0))
-            ones[context] += bit
-            totals[context] += 1.0
-            return bit
-
-        if self.with_zero and not decision(ZERO):
+        decide = reader.adaptive_bit
+        if self.with_zero and not decide(ones, totals, ZERO):
             return 0
-        negative = self.signed and decision(SIGN)
+        negative = self.signed and decide(ones, totals, SIGN)
         exponent = 0
-        while decision(FIRST_EXPONENT + CONTEXTS_PER_EXPONENT * exponent):
+        while decide(ones, totals, FIRST_EXPONENT + CONTEXTS_PER_EXPONENT * exponent):
             exponent += 1
             if exponent > MAX_EXPONENT:
                 raise CodeError("an integer beyond 2**62; the stream was cut or damaged.")
+        tree = FIRST_EXPONENT + CONTEXTS_PER_EXPONENT * exponent
         magnitude = 1
         for digit in range(exponent):
-            if digit < MODELLED_DIGITS:
-                bit = decision(FIRST_EXPONENT + CONTEXTS_PER_EXPONENT * exponent + magnitude)
-            else:
-                bit = reader.bit(0.5)
+            bit = decide(ones, totals, tree + magnitude) if digit < MODELLED_DIGITS else reader.bit(0.5)
             magnitude = 2 * magnitude + bit
         return -magnitude if negative else magnitude
 

@@ -10,7 +10,7 @@ Sources: Duda 2013 (arXiv:1311.2540); Bamler 2022, "constriction" (arXiv:2201.01
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, no_type_check
 
 import constriction
 import numpy as np
@@ -135,13 +135,16 @@ class BitWriter:
         self._calls.append((values.astype(np.int32), model, parameters))
 
     def to_bytes(self) -> bytes:
-        """The stream, as little-endian 32-bit words. At most 64 bits above the information, and about 1e-5 of it."""
+        """The stream: little-endian 32-bit words without the last one's zero bytes.
+
+        Some 30 bits above the information (24 of them marks), and about 1e-5 of it.
+        """
         coder = constriction.stream.stack.AnsCoder()
         coder.encode_reverse(np.array([_END_MARK], dtype=np.int32), constriction.stream.model.Uniform(_END_SIZE))
         for values, model, parameters in reversed(self._calls):
             coder.encode_reverse(values, model, *parameters)
         coder.encode_reverse(np.array([_START_MARK], dtype=np.int32), constriction.stream.model.Uniform(_START_SIZE))
-        return coder.get_compressed().astype("<u4").tobytes()
+        return coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
 
 
 class BitReader:
@@ -151,9 +154,9 @@ class BitReader:
     """
 
     def __init__(self, data: bytes) -> None:
-        words = np.frombuffer(data, dtype="<u4") if len(data) % 4 == 0 else np.zeros(0, dtype="<u4")
-        if words.size == 0 or words[-1] == 0:
-            raise CodeError(f"{len(data)} bytes are not a stream of 32-bit words; they were cut or damaged.")
+        if not data or data[-1] == 0:
+            raise CodeError(f"{len(data)} bytes are not a stream; they are empty, or padded with zeros.")
+        words = np.frombuffer(data + bytes(-len(data) % 4), dtype="<u4")
         self._coder = constriction.stream.stack.AnsCoder(words.astype(np.uint32))
         self._bernoulli = constriction.stream.model.Bernoulli
         self._each_bernoulli = self._bernoulli(perfect=False)
@@ -174,9 +177,21 @@ class BitReader:
         if 0.9 * bits > left + 64:
             raise CodeError(f"a read of {bits:.0f} bits where {left} are left; the stream was cut or damaged.")
 
+    # These two are called once a decision: a run-time check of their types would take far longer than they do.
+    @no_type_check
     def bit(self, probability_of_one: float) -> int:
         """One decision, without the check for the end: the loop that calls this calls `check` after it."""
         return int(self._coder.decode(self._bernoulli(probability_of_one, perfect=False)))
+
+    @no_type_check
+    def adaptive_bit(self, ones: list[float], totals: list[float], context: int) -> int:
+        """One decision under (ones + 1/2) / (total + 1) of its context, which is updated; `check` is the caller's."""
+        total = totals[context]
+        bit = self._coder.decode(self._bernoulli((ones[context] + 0.5) / (total + 1.0), perfect=False))
+        totals[context] = total + 1.0
+        if bit:
+            ones[context] += 1.0
+        return bit
 
     def bits(self, count: int, probability_of_one: float | Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """`count` decisions, 0 or 1; an array of probabilities has that length."""

@@ -26,7 +26,7 @@ BLOCK = 16
 MAX_TOKENS = 1 << 21
 """Beyond this a Krichevsky-Trofimov probability leaves what the coder can resolve."""
 
-Pairs = tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]
+Pairs = tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]
 
 
 def kt_support_bits(n: Any, k: Any) -> Any:
@@ -116,9 +116,12 @@ def _pairs(support: sparse.csr_array | Pairs, n_tokens: int) -> Pairs:
         present = support.data != 0
         tokens, features = rows[present], support.indices[present]
     if tokens.shape != features.shape:
-        raise CodeError(f"{tokens.size} token indices for {features.size} feature indices.")
+        raise CodeError(f"{tokens.size} token indices for {features.size} feature indices; they go in pairs.")
     if tokens.size and (tokens.min() < 0 or tokens.max() >= n_tokens or features.min() < 0):
-        raise CodeError(f"token indices from {tokens.min()} to {tokens.max()}, for {n_tokens} tokens.")
+        raise CodeError(
+            f"token indices from {tokens.min()} to {tokens.max()} and feature indices from {features.min()}, "
+            f"for {n_tokens} tokens and features from 0."
+        )
     if n_tokens > MAX_TOKENS:
         raise CodeError(f"{n_tokens} tokens in one support; at most {MAX_TOKENS}: split the data.")
     return tokens.astype(np.int64), features.astype(np.int64)
@@ -263,13 +266,13 @@ def write_flags(writer: BitWriter, on: Bool[np.ndarray, " n"], p: Float[np.ndarr
     padded, first, any_on = _blocks(p)
     grid = np.zeros(padded.shape, dtype=bool)
     grid.reshape(-1)[: on.size] = on
-    flags = grid.any(axis=0)
+    flags = np.asarray(grid.any(axis=0))
     writer.bits(flags, any_on)
     chosen = np.flatnonzero(flags)
     place = grid[:, chosen].argmax(axis=0)
     writer.choices(place, np.ascontiguousarray(first[:, chosen].T))
-    rest = (np.arange(BLOCK)[:, None] > place) & (padded[:, chosen] > 0)
-    writer.bits(np.asarray(grid[:, chosen][rest]), padded[:, chosen][rest])
+    row, column = np.nonzero((np.arange(BLOCK)[:, None] > place) & (padded[:, chosen] > 0))
+    writer.bits(grid[row, chosen[column]], padded[row, chosen[column]])
 
 
 def read_flags(reader: BitReader, p: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
@@ -282,9 +285,8 @@ def read_flags(reader: BitReader, p: Float[np.ndarray, " n"]) -> Bool[np.ndarray
     if chosen.size:
         place = reader.choices(np.ascontiguousarray(first[:, chosen].T))
         grid[place, chosen] = True
-        rest = (np.arange(BLOCK)[:, None] > place) & (padded[:, chosen] > 0)
-        row, column = np.nonzero(rest)
-        grid[row, chosen[column]] = reader.bits(row.size, padded[:, chosen][rest])
+        row, column = np.nonzero((np.arange(BLOCK)[:, None] > place) & (padded[:, chosen] > 0))
+        grid[row, chosen[column]] = reader.bits(row.size, padded[row, chosen[column]])
     if grid.reshape(-1)[p.size :].any():
         raise CodeError("a feature that does not exist is on; the stream was cut or damaged.")
     return grid.reshape(-1)[: p.size]

@@ -248,8 +248,8 @@ class _Parametric:
 class DiscretisedLaplace(_Parametric):
     """Integers of probability in proportion to exp(-|k| / b), b on a grid; centred on zero.
 
-    Weights are those of `parametric_weights` for |k| up to the largest magnitude, which is sent. The number of values is
-    the reader's to know. Lengths are in bits. Methods raise CodeError for magnitudes from MAX_SPAN / 2 on.
+    Weights are those of `parametric_weights`, for |k| up to the largest magnitude, which is sent. The number of values
+    is the reader's to know. Lengths are in bits. Methods raise CodeError for magnitudes from MAX_SPAN / 2 on.
     """
 
     family = "laplace"

@@ -73,7 +73,7 @@ def rotary_frequencies(
     rotated = int(d_head * partial)
     base = 1.0 / float(theta) ** (np.arange(0, rotated, 2) / rotated)
     if kind == "linear":
-        base = base / entries["factor"]
+        base = base / _scaling_entry(entries, "factor")
     elif kind == "llama3":
         trained = entries.get("original_max_position_embeddings") or required(config, "max_position_embeddings")
         base = _llama3(base, entries, trained)
@@ -82,8 +82,14 @@ def rotary_frequencies(
     return tuple(float(f) for f in base.astype(np.float32))
 
 
+def _scaling_entry(entries: Mapping[str, Any], name: str) -> float:
+    if name not in entries:
+        raise ModelError(f"the rotary scaling {dict(entries)} has no {name!r}; config.json is probably incomplete.")
+    return float(entries[name])
+
+
 def _llama3(base: np.ndarray, entries: Mapping[str, Any], trained: int) -> np.ndarray:
-    factor, low, high = (float(entries[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
+    factor, low, high = (_scaling_entry(entries, k) for k in ("factor", "low_freq_factor", "high_freq_factor"))
     turns = trained * base / (2 * math.pi)
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return base * ((1 - smooth) / factor + smooth)

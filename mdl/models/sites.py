@@ -1,6 +1,7 @@
 """The named sites of a transformer: their order, shapes, where a suffix may start, and how they are read and written.
 
-Names are TransformerLens's (3.x): there, `ln1.hook_normalized` is the normalised stream before scale and bias.
+Names are TransformerLens's, and mean what they do in its version 3: `ln1.hook_normalized` and its like are the
+normalised stream before the norm's scale and bias; what the unembedding reads is `unembed.hook_in`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mdl.models.config import TransformerConfig
 Write = ArrayLike | Callable[[Array], ArrayLike]
 
 TOKENS = "tokens"
+UNEMBED = "unembed.hook_in"
 LOGITS = "logits"
 
 
@@ -54,7 +56,7 @@ def site_names(config: TransformerConfig) -> tuple[str, ...]:
     """Every site, in the order in which `run` computes them; the last is `logits`."""
     embedding = ("hook_embed", "hook_pos_embed") if config.positions == "learned" else ("hook_embed",)
     layers = [name for layer in range(config.n_layers) for name in _layer_sites(config, layer)]
-    return (*embedding, *layers, *_norm_sites(config.norm_before_unembedding, "ln_final"), LOGITS)
+    return (*embedding, *layers, *_norm_sites(config.norm_before_unembedding, "ln_final"), UNEMBED, LOGITS)
 
 
 def check_site(name: str, known: Collection[str]) -> None:

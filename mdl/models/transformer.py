@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from mdl.errors import ModelError
 from mdl.models.config import TransformerConfig
-from mdl.models.sites import LOGITS, Sites, Write, check_site, site_names
+from mdl.models.sites import LOGITS, UNEMBED, Sites, Write, check_site, site_names
 
 __all__ = ["ACTIVATIONS", "Params", "Sites", "TransformerConfig", "Write", "run"]
 
@@ -168,7 +168,7 @@ def embed(config: TransformerConfig, params: Params, tokens: Int[Array, "b t"], 
 
 
 def unembed(config: TransformerConfig, params: Params, x: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
-    """Logits from the normalised final residual stream."""
+    """Logits from the value at `unembed.hook_in`: the final norm's output, scale and bias included."""
     weights = params["embed"]["W_E"].T if config.tied else params["unembed"]["W_U"]
     logits = x @ weights
     if "b_U" in params.get("unembed", {}):
@@ -208,6 +208,7 @@ def _forward(config: TransformerConfig, params: Params, start: Array, sites: Sit
         return
     kind = config.norm_before_unembedding
     x = normalize(kind, config.norm_eps, params.get("ln_final", {}), x, sites, "ln_final")
+    x = sites(UNEMBED, x)
     if LOGITS in sites.pending:
         sites(LOGITS, unembed(config, params, x))
 

@@ -171,10 +171,14 @@ def test_a_cut_stream_is_refused(n_classes):
     for keep in range(4, len(data), 40):
         with pytest.raises(CodeError):
             BitReader(data[:keep])
-    reader = BitReader(data)
     with pytest.raises(CodeError):
-        AdaptiveInteger().read(reader, np.r_[classes, classes], n_classes)
-        reader.finish()
+        _read_all(data, np.r_[classes, classes], n_classes)
+
+
+def _read_all(data, classes, n_classes):
+    reader = BitReader(data)
+    AdaptiveInteger().read(reader, classes, n_classes)
+    reader.finish()
 
 
 def test_a_million_symbols_take_no_time():

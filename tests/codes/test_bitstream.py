@@ -7,7 +7,7 @@ from mdl.codes.bitstream import MAX_DIGIT, PROBABILITY_FLOOR, BitReader, BitWrit
 from mdl.errors import CodeError
 
 # The bytes are the format: a change of them is a breaking change.
-GOLDEN = "217e8146a25ac3d409000000"
+GOLDEN = "217e8146a25ac3d409"
 
 
 def test_all_verbs_come_back_in_order():
@@ -94,12 +94,11 @@ def _written(n=400):
 
 def test_a_cut_stream_is_refused():
     data = _written()
-    for keep in range(0, len(data), 4):
+    for keep in range(len(data)):
         with pytest.raises(CodeError):
             _read_all(data[:keep])
-    for cut in range(1, 4):
-        with pytest.raises(CodeError, match="32-bit words"):
-            BitReader(data[:-cut])
+    with pytest.raises(CodeError, match="padded with zeros"):
+        BitReader(data + b"\0")
 
 
 def _read_all(data):

@@ -1,5 +1,6 @@
 """Integer codes: the printed lengths, codewords counted by eye, Kraft's sum, and round trips."""
 
+import itertools
 import math
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_lengths_are_those_of_the_codewords_and_prefix_free(name):
     words = [getattr(codes, f"elias_{name}_codeword")(n) for n in range(1, 2000)]
     assert [len(w) for w in words] == bits_of(name, np.arange(1, 2000)).tolist()
     ordered = sorted(words)
-    assert not any(b.startswith(a) for a, b in zip(ordered, ordered[1:], strict=False))
+    assert not any(b.startswith(a) for a, b in itertools.pairwise(ordered))
     assert math.fsum(2.0 ** -len(w) for w in words) < 1.0
 
 

@@ -17,6 +17,7 @@ from mdl.errors import ModelError
 from mdl.models import Model, TransformerConfig, load_model
 from mdl.models.gpt2 import save_gpt2_checkpoint
 from mdl.models.model import fingerprint_of
+from mdl.models.settings import rotary_frequencies
 
 
 @pytest.fixture
@@ -72,6 +73,11 @@ def test_rotary_scaling_that_we_do_not_have_is_refused(folders, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="'yarn' is not supported"):
         load_model(tmp_path)
+
+
+def test_rotary_scaling_without_its_factor_is_refused():
+    with pytest.raises(ModelError, match="has no 'factor'"):
+        rotary_frequencies({"rope_scaling": {"type": "linear"}}, 8)
 
 
 def test_nan_weights_are_refused_with_name_and_count(copy):

@@ -12,6 +12,7 @@ import pytest
 from mdl.errors import ModelError
 from mdl.models import Model, TransformerConfig, load_model, run
 from mdl.models.model import fingerprint_of
+from mdl.models.transformer import unembed
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,17 @@ def test_a_suffix_needs_no_more_than_its_own_layers(models, values):
     boundary = found["blocks.1.hook_resid_mid"]
     got = model.run_suffix(suffix_only, "blocks.1.hook_mlp_out", found["blocks.1.hook_mlp_out"], boundary, ["logits"])
     np.testing.assert_allclose(got["logits"], found["logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "neox", "gemma2"])
+def test_the_head_alone_makes_logits_of_what_it_reads(name, models, values):
+    """`hook_normalized` lacks the final norm's scale and bias; `unembed.hook_in` has them."""
+    model, found = models[name], values[name]
+    np.testing.assert_allclose(
+        unembed(model.config, model.params, found["unembed.hook_in"]), found["logits"], atol=1e-5
+    )
+    wrong = unembed(model.config, model.params, found["ln_final.hook_normalized"])
+    assert np.abs(wrong - found["logits"]).max() > 0.01
 
 
 def test_suffixes_compile_and_differentiate(models, values):
