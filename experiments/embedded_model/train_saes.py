@@ -40,7 +40,7 @@ from mdl.models.transformer import run
 SITE = "blocks.2.hook_resid_pre"
 CONTEXT = 256
 BATCH = 1024  # activations a training step
-RATE = 1e-3
+RATE = 4e-3  # of Adam; at a few thousand steps the usual 3e-4 is far from converged
 SEQUENCES = 16  # windows a forward pass
 HELD_OUT_TOKENS = 40_000
 
@@ -58,11 +58,11 @@ def recipes(width: int, steps: int, metadata: dict[str, Any]) -> dict[str, Train
         "jumprelu-8x": JumpReLUTrainingSAEConfig(
             jumprelu_sparsity_loss_mode="tanh",
             jumprelu_ste_to_input=True,
-            jumprelu_bandwidth=2.0,
+            jumprelu_bandwidth=1.0,
             jumprelu_init_threshold=0.1,
-            l0_coefficient=1.0,
+            l0_coefficient=0.15,
             l0_warm_up_steps=steps // 2,
-            pre_act_loss_coefficient=3e-6,
+            pre_act_loss_coefficient=3e-4,
             **shared(8),
         ),
         "standard-4x": StandardTrainingSAEConfig(l1_coefficient=2.0, l1_warm_up_steps=steps // 10, **shared(4)),
@@ -149,13 +149,14 @@ def evaluate(sae: SAE, activations: np.ndarray) -> dict[str, float]:
         "mse": error / tokens,
         "cossim": cosine / tokens,
         "dead_fraction": float((fired == 0).float().mean()),
-        "tokens": tokens,
+        "held_out_tokens": tokens,
     }
 
 
 def save(sae: TrainingSAE, folder: Path, held_out: np.ndarray, training: Mapping[str, Any]) -> dict[str, Any]:
     """Write the inference form, read it back, and measure what was read. Returns what is written to metrics.json."""
-    sae.save_inference_model(folder)
+    weights, _ = sae.save_inference_model(folder)
+    weights.chmod(0o644)
     metrics = {**evaluate(SAE.load_from_disk(folder), held_out), **training}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     return metrics
@@ -184,8 +185,9 @@ def train_all(
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="One folder an SAE is written here.")
 @click.option("--tokens", default=2_000_000, show_default=True, help="Activations that each SAE is trained on.")
+@click.option("--name", default="", help="The model's name in the metadata; by default the checkpoint's.")
 @click.option("--seed", default=0, show_default=True)
-def main(folder: Path, out: Path, tokens: int, seed: int) -> None:
+def main(folder: Path, out: Path, tokens: int, name: str, seed: int) -> None:
     """Train the shipped SAEs on the model in a folder."""
     from mdl.models import load_model
 
@@ -196,7 +198,7 @@ def main(folder: Path, out: Path, tokens: int, seed: int) -> None:
     activations = collect(model, document_windows(model.tokenizer, "train", rng), tokens)
     seconds = time.time() - started
     click.echo(f"{len(activations)} activations of the {tokens} asked for, {len(activations) / seconds:.0f} a second")
-    train_all(activations, held_out, out, model.name, seed, click.echo)
+    train_all(activations, held_out, out, name or model.name, seed, click.echo)
 
 
 if __name__ == "__main__":
