@@ -15,6 +15,7 @@ from decompositions.dictionary import (
     DictionaryDecoder,
     DictionaryExplanation,
     NormalisedState,
+    Remembered,
     fit_dictionary,
     support_of,
     token_side,
@@ -184,6 +185,30 @@ def test_side_information_is_charged_and_uses_no_part():
     assert both.total == pytest.approx(alone.total + state.side.length().total)
     assert state.side.length().total > TOKENS
     assert state.touched().shape == (TOKENS, explanation.section(chosen).n_parts)
+
+
+def test_a_dictionary_of_which_nothing_is_worth_sending():
+    explanation, outputs = example()
+    chosen = settings(step=1e6)
+    decoder, _ = receive(explanation, chosen, DictionaryDecoder)
+    sample = sample_of(outputs)
+    state = explanation.encode(decoder, sample, chosen)
+    assert decoder.touched(sample.inputs, state).shape == (TOKENS, 0)
+    np.testing.assert_array_equal(decoder.predict(sample.inputs, state), np.tile(decoder.bias, (TOKENS, 1)))
+    assert state.length().total < TOKENS / 4
+
+
+def test_activations_are_computed_once_for_a_sample():
+    calls = []
+
+    def encoder(outputs: np.ndarray) -> scipy.sparse.csr_array:
+        calls.append(len(outputs))
+        return scipy.sparse.csr_array(np.maximum(outputs, 0))
+
+    remembered, arrays = Remembered(encoder), [np.full((n, 2), n, np.float32) for n in (1, 2, 3, 4)]
+    for array in (*arrays[:3], arrays[0].copy(), arrays[3], arrays[0]):
+        np.testing.assert_array_equal(remembered(array).toarray(), array)
+    assert calls == [1, 2, 3, 4, 1]  # the oldest makes room
 
 
 @pytest.mark.parametrize(
