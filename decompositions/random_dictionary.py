@@ -1,0 +1,158 @@
+"""The control for every learned dictionary: random directions, of which a seed tells the receiver everything.
+
+Directions are isotropic Gaussian, scaled to unit norm. They are not drawn in the whitened space of the data: a
+covariance is knowledge about the model, and would have to be charged; here nothing but the seed is. The stream is
+`numpy.random.Generator(numpy.random.Philox(seed)).standard_normal((features, d))`, rows then divided by their norms in
+float64 and rounded to float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from jaxtyping import Array, Float, Int
+
+from decompositions.dictionary import (
+    KNOBS,
+    DictionaryDecoder,
+    DictionaryExplanation,
+    NormalisedState,
+    build_decoder,
+    fit_dictionary,
+    header_arrays,
+    quantise,
+    value_classes,
+    value_exponents,
+)
+from mdl.errors import ExplanationError, MessageError
+from mdl.message import MAX_ELEMENTS, QuantisedArray, Section
+from mdl.protocols import Sample, Settings
+from mdl.state import SparseState
+
+KIND = "random-dictionary"
+CHUNK = 1024  # tokens a call of the pursuit
+
+
+def random_directions(seed: int, features: int, width: int) -> np.ndarray:
+    """Unit rows [features, width], float32, from the stream that the module names."""
+    rows = np.random.Generator(np.random.Philox(seed)).standard_normal((features, width))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+class RandomDictionaryDecoder:
+    """Rebuilds the directions from the seed; header (bias, flags, [seed, features]), parts (row, exponent, class).
+
+    A part says which row of the stream its feature is, for parts travel in the order of their first use.
+    """
+
+    @classmethod
+    def from_section(cls, section: Section) -> DictionaryDecoder:
+        """A dictionary's decoder. **Raises:** `MessageError` if the arrays do not fit together."""
+        if len(section.header) != 3 or len(section.parts) != 3 or section.header[2].symbols.shape != (1, 2):
+            counts = f"{len(section.header)} header and {len(section.parts)} part arrays"
+            raise MessageError(
+                f"a random dictionary has 3 header arrays, the last [1, 2], and 3 of parts, not {counts}"
+            )
+        seed, features = (int(v) for v in section.header[2].symbols[0])
+        width, rows = section.header[0].symbols.shape[1], section.parts[0].symbols
+        if seed < 0 or not 0 < features * width <= MAX_ELEMENTS:
+            raise MessageError(f"a random dictionary of {features} x {width} from the seed {seed} is refused")
+        if rows.shape[1] != 1 or (rows.size and not 0 <= rows.min() <= rows.max() < features):
+            raise MessageError(f"rows {rows.shape} of a random dictionary leave its {features} features")
+        return build_decoder(section, random_directions(seed, features, width)[rows[:, 0]], *section.parts[1:])
+
+
+@partial(jax.jit, static_argnames="k")
+def matching_pursuit(
+    values: Float[Array, "n d"], atoms: Float[Array, "f d"], k: int
+) -> tuple[Int[Array, "n k"], Float[Array, "n k"]]:
+    """k steps of matching pursuit with unit atoms: which atom each step takes, and its (signed) coefficient.
+
+    An atom may be taken again; its coefficients add up. **Source:** Mallat and Zhang 1993, IEEE Trans. Signal Process.
+    41(12).
+    """
+
+    def step(residual: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+        overlap = residual @ atoms.T
+        chosen = jnp.argmax(jnp.abs(overlap), axis=1)
+        coefficient = jnp.take_along_axis(overlap, chosen[:, None], 1)[:, 0]
+        return residual - coefficient[:, None] * atoms[chosen], (chosen, coefficient)
+
+    _, (chosen, coefficients) = jax.lax.scan(step, values, None, length=k)
+    return chosen.T, coefficients.T
+
+
+def pursue(atoms: np.ndarray, bias: np.ndarray, k: int, outputs: np.ndarray) -> scipy.sparse.csr_array:
+    """Activations [n, F] by matching pursuit on outputs minus the bias, a fixed number of tokens at a time."""
+    device_atoms = jnp.asarray(atoms)
+    indices, values = [np.zeros((0, k), np.int64)], [np.zeros((0, k), np.float32)]
+    for start in range(0, len(outputs), CHUNK):
+        chunk = (outputs[start : start + CHUNK] - bias).astype(np.float32)
+        padded = np.pad(chunk, ((0, CHUNK - len(chunk)), (0, 0)))
+        chosen, coefficients = matching_pursuit(jnp.asarray(padded), device_atoms, k)
+        indices.append(np.asarray(chosen)[: len(chunk)].astype(np.int64))
+        values.append(np.asarray(coefficients)[: len(chunk)])
+    tokens = np.repeat(np.arange(len(outputs)), k)
+    entries = (np.concatenate(values).ravel(), (tokens, np.concatenate(indices).ravel()))
+    return scipy.sparse.coo_array(entries, shape=(len(outputs), len(atoms))).tocsr()
+
+
+@dataclass(frozen=True)
+class RandomDictionaryExplanation:
+    """The sender's side: as a dictionary's, but the seed travels in place of the atoms."""
+
+    dictionary: DictionaryExplanation
+    seed: int
+    kind: str = KIND
+    knobs: Mapping[str, Sequence[float]] = field(default_factory=lambda: dict(KNOBS))
+
+    @property
+    def name(self) -> str:
+        return self.dictionary.name
+
+    def section(self, settings: Settings) -> Section:
+        """Bias, seed and size once; of every feature in use its row's number, value step and class."""
+        dictionary, kept = self.dictionary, self._kept()
+        exponents = value_exponents(dictionary.atoms, dictionary.statistics, settings)
+        classes = value_classes(dictionary.statistics, exponents)
+        size = QuantisedArray.from_integers(np.array([[self.seed, len(dictionary.atoms)]]))
+        header = (*header_arrays(dictionary.bias, True, dictionary.side, settings), size)
+        parts = tuple(QuantisedArray.from_integers(array) for array in (kept, exponents[kept], classes[kept]))
+        return Section(self.kind, header, parts)
+
+    def _kept(self) -> np.ndarray:
+        return np.flatnonzero(self.dictionary.statistics.frequency > 0)
+
+    def encode(self, decoder: DictionaryDecoder, sample: Sample, settings: Settings) -> SparseState | NormalisedState:
+        """The state symbols of a sample, under the decoder that came out of the message."""
+        return quantise(decoder, self.dictionary.activations(sample.outputs)[:, self._kept()], sample.outputs)
+
+
+@dataclass(frozen=True)
+class RandomDictionary:
+    """Random unit directions and matching pursuit with `k` steps on outputs minus their mean."""
+
+    features: int = 1024
+    k: int = 8
+    seed: int = 0
+
+    def fit(self, task: Any) -> RandomDictionaryExplanation:
+        """Measure the random features on fit data. **Raises:** `ExplanationError` for options out of range."""
+        if self.features < 1 or not 1 <= self.k <= self.features or self.seed < 0:
+            raise ExplanationError(
+                f"random-dictionary: features={self.features}, k={self.k}, seed={self.seed}; needed are at least one "
+                "feature, 1 <= k <= features and a seed that is not negative"
+            )
+        outputs = task.fit.outputs
+        bias = outputs.mean(0)
+        atoms = random_directions(self.seed, self.features, outputs.shape[1])
+        encoder = partial(pursue, atoms, bias, self.k)
+        name = f"random dictionary ({self.features}, k={self.k})"
+        return RandomDictionaryExplanation(fit_dictionary(name, atoms, bias, encoder, outputs, signed=True), self.seed)
