@@ -51,14 +51,21 @@ class SAE:
     any_site: bool = False
     name: str = ""
 
+    def check(self, site: str, width: int, model_name: str) -> None:
+        """Refuse what `fit` would refuse, before anything else is computed. **Raises:** as `fit`."""
+        check(self._load(), site, width, model_name, self._shown_name(), self.any_site)
+
+    def _shown_name(self) -> str:
+        return self.name or Path(self.path).name or self.id.strip("/").split("/")[-1] or "sae"
+
     def fit(self, task: Any) -> DictionaryExplanation:
         """Load, check against the task, and measure its features on fit data.
 
         **Raises:** `ExplanationError` if it cannot be loaded, is no linear dictionary, or does not fit the task.
         """
-        name = self.name or Path(self.path).name or self.id.strip("/").split("/")[-1] or "sae"
+        name = self._shown_name()
         sae = self._load()
-        notes = check(sae, task, name, self.any_site)
+        notes = check(sae, task.region.output, task.width, task.model.name, name, self.any_site)
         outputs = task.fit.outputs
         if sae.cfg.normalize_activations == "expected_average_only_in":
             notes.append(fold_scale(sae, outputs))
@@ -150,8 +157,8 @@ def canonical_site(name: str) -> str:
     return name
 
 
-def check(sae: sae_lens.SAE, task: Any, name: str, any_site: bool) -> list[str]:
-    """Refuse an SAE that does not fit the task, before any long work. Returns notes for the score."""
+def check(sae: sae_lens.SAE, site: str, width: int, model_name: str, name: str, any_site: bool) -> list[str]:
+    """Refuse an SAE that does not fit the region's output, before any long work. Returns notes for the score."""
     config, metadata = sae.cfg, sae.cfg.metadata
     architecture = config.architecture()
     if architecture not in LINEAR:
@@ -168,32 +175,32 @@ def check(sae: sae_lens.SAE, task: Any, name: str, any_site: bool) -> list[str]:
     for tensor, value in sae.state_dict().items():
         if bad := int((~torch.isfinite(value)).sum()):
             raise ExplanationError(f"{name}: {bad} of {value.numel()} entries of {tensor} are NaN or infinite")
-    if config.d_in != task.width:
+    if config.d_in != width:
         heads = " Its heads have to be flattened for this one." if config.reshape_activations == "hook_z" else ""
         raise ExplanationError(
-            f"{name}: the SAE reads {config.d_in} numbers a token, the region's output {task.region.output} has "
-            f"{task.width}. It was probably trained on another model or site ({metadata.model_name}, "
+            f"{name}: the SAE reads {config.d_in} numbers a token, the region's output {site} has "
+            f"{width}. It was probably trained on another model or site ({metadata.model_name}, "
             f"{metadata.hook_name}).{heads}"
         )
-    return _check_origin(metadata, task, name, any_site)
+    return _check_origin(metadata, site, model_name, name, any_site)
 
 
-def _check_origin(metadata: Any, task: Any, name: str, any_site: bool) -> list[str]:
+def _check_origin(metadata: Any, output: str, model_name: str, name: str, any_site: bool) -> list[str]:
     site, notes = metadata.hook_name, []
     if metadata.hook_head_index is not None:
         raise ExplanationError(
             f"{name}: trained on head {metadata.hook_head_index} alone of {site}; a region has all heads"
         )
     if site is None:
-        notes.append(f"{name} does not say at which site it was trained; {task.region.output} is taken on trust")
-    elif canonical_site(site) != canonical_site(task.region.output):
-        message = f"{name}: trained at {site}, the region's output is {task.region.output}"
+        notes.append(f"{name} does not say at which site it was trained; {output} is taken on trust")
+    elif canonical_site(site) != canonical_site(output):
+        message = f"{name}: trained at {site}, the region's output is {output}"
         if not any_site:
             layer = "upstream of " if "resid" in site else "that ends at "
             raise ExplanationError(f"{message}. Take the region {layer}{site}, or any_site=True to score it here.")
         notes.append(message)
-    if metadata.model_name and metadata.model_name != task.model.name:
-        notes.append(f"{name}: its metadata name the model {metadata.model_name!r}, the task's is {task.model.name!r}")
+    if metadata.model_name and metadata.model_name != model_name:
+        notes.append(f"{name}: its metadata name the model {metadata.model_name!r}, the task's is {model_name!r}")
     return notes
 
 

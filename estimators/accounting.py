@@ -15,8 +15,9 @@ import numpy as np
 
 from estimators.fidelity import Attempt, Bench, Coding, Solution, Solver
 from estimators.first_use import static_curve
+from estimators.intervals import compare_pairs
 from estimators.recovered import Baselines, explained_variance, recovered
-from mdl.ledger import Entry, Score, ratio_stderr
+from mdl.ledger import Comparison, Entry, Score, ratio_stderr
 from mdl.protocols import Explanation
 from mdl.state import StreamLength
 from mdl.task import ACTIVATIONS, BEHAVIOUR, Task
@@ -78,6 +79,12 @@ class SurpriseAccounting:
             found.append(self._behaviour(explanation, solver, solutions))
         curve = tuple(sorted({p for s in solutions for p in ((a.kl, a.rate) for a in s.attempts)}))
         return [Scored(replace(f.score, curve=curve), f.message) for f in found]
+
+    def compare(self, scores: Sequence[Score]) -> tuple[Comparison, ...]:
+        """All pairs of each setting, on the same sequences."""
+        settings = dict.fromkeys((s.phenomenon, s.fidelity) for s in scores)
+        chosen = [[s for s in scores if (s.phenomenon, s.fidelity) == setting] for setting in settings]
+        return tuple(c for group in chosen for c in compare_pairs(group, self.seed))
 
     def _activations(self, explanation: Explanation, fidelity: float, solution: Solution) -> Scored:
         attempt, eps = solution.attempt, fidelity * self.bench.null_kl

@@ -21,7 +21,7 @@ from mdl.errors import ExplanationError, MessageError, TaskError
 from mdl.message import Message, QuantisedArray, Section, decode_message, encode_message
 from mdl.plugins import load
 from mdl.protocols import Decoder, Explanation, Inputs, Sample, Settings
-from mdl.state import DenseState, IndexState, SparseState, State, first_use_order
+from mdl.state import DenseState, State, first_use_order
 from mdl.task import Activations, Task
 from mdl.transform_coding import (
     KIND,
@@ -216,7 +216,7 @@ class Coding:
         inputs, settings = split.sample.inputs, self.settings
         state = self.explanation.encode(decoder_of(self.section), split.sample, settings)
         section = self.section
-        if isinstance(state, SparseState | IndexState):
+        if hasattr(state, "reordered"):
             # Features are numbered by first use in the stream, so their parts are sent in that order.
             order = first_use_order(state.touched())
             section, state = section.reordered(order), state.reordered(order)

@@ -1,0 +1,243 @@
+"""score(task, explanation) and compare(...): the few lines that everything else serves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mdl import plugins
+from mdl.data import Dataset, Sizes, embedded_text, from_dataset, from_text, from_tokens
+from mdl.errors import DataError, ExplanationError, TaskError
+from mdl.ledger import Score, Scorecard
+from mdl.models import Model, load_model
+from mdl.protocols import Decomposition
+from mdl.task import ACTIVATIONS, BEHAVIOUR, DEFAULT_FIDELITIES, Task, build_task, parse_region
+
+EMBEDDED = Path(__file__).parent / "embedded"
+EMBEDDED_NAME = "embedded-python-gpt2"
+EMBEDDED_REGION = "upstream of blocks.2.hook_resid_pre"
+DEFAULT_HORIZON = 1e6
+DEFAULT_CONTEXT = 256
+ESTIMATOR = "surprise-accounting"
+YARDSTICK = "nothing"
+VERSIONED = ("mdl-interp", "jax", "numpy", "torch", "sae-lens", "constriction")
+
+Progress = Callable[[str, int, int], None]
+
+
+def _silent(description: str, completed: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def embedded_model() -> Model:
+    """The small language model of Python's standard library that ships with the package."""
+    return load_model(EMBEDDED / EMBEDDED_NAME)
+
+
+def embedded_saes() -> list[Path]:
+    """Folders of the sparse autoencoders that ship with the embedded model."""
+    return sorted(p.parent for p in (EMBEDDED / "saes").glob("*/cfg.json"))
+
+
+def default_explanations(model: Model, region_text: str) -> list[str]:
+    """The yardsticks that make sense for the region, and the embedded SAEs where it is theirs."""
+    region = parse_region(region_text, model)
+    names = [YARDSTICK, "token-table"]
+    if region.output == "logits":
+        return names
+    if region.input != "tokens" or model.config.tied:
+        names.append("affine")
+    ranks = (model.config.d_model // 8, model.config.d_model // 2)
+    names += [f"pca:rank={rank}" for rank in ranks] + ["clusters:k=64", "clusters:k=512", "random-dictionary"]
+    if region_text == EMBEDDED_REGION and model.name == EMBEDDED_NAME:
+        names += [f'sae:path="{path}"' for path in embedded_saes()]
+    return names
+
+
+def load_data(
+    model: Model,
+    *,
+    text: Path | None = None,
+    tokens: Path | None = None,
+    dataset: Path | None = None,
+    context: int | None = None,
+    sequences: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Sequences in three splits, from one source: a text, a token array, a dataset on disk, or the embedded text.
+
+    **Raises:** `DataError` if the context is longer than the model's, or the source cannot be used.
+    """
+    limit = model.config.n_ctx
+    if context is not None and not 2 <= context <= limit:
+        raise DataError(f"a context of {context} tokens is asked for; this model takes 2 to {limit}")
+    length = min(context or DEFAULT_CONTEXT, limit)
+    sizes = Sizes() if sequences is None else Sizes(held_out=sequences)
+    if tokens is not None:
+        return from_tokens(Path(tokens), sizes, seed, context)
+    if text is not None:
+        return from_text(Path(text), model.tokenizer, length, sizes, seed)
+    if dataset is not None:
+        return from_dataset(Path(dataset), model.tokenizer, length, sizes, seed)
+    if model.tokenizer is None:
+        raise DataError("this model came without a tokenizer.json, so the default text cannot be used: give --tokens")
+    return embedded_text(model.tokenizer, length, sizes, seed)
+
+
+def score(
+    task: Task,
+    explanations: Iterable[Decomposition],
+    *,
+    phenomena: Sequence[str] | None = None,
+    fidelities: Sequence[float] | None = None,
+    horizon: float = DEFAULT_HORIZON,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Scorecard, dict[str, bytes]]:
+    """Score decompositions of one task.
+
+    **Arguments:** `phenomena`: "activations", "behaviour" (default: both where the region ends inside the model);
+    `fidelities`: fractions of the null's KL; `horizon`: the N for which the sender's precisions are chosen.
+
+    **Returns:** the scorecard, and the static messages by file name.
+
+    **Raises:** `TaskError` for phenomena or fidelities that make no sense, `ExplanationError` for an explanation that
+    breaks the contract or cannot meet a fidelity.
+    """
+    started, watch = time.time(), progress or _silent
+    phenomena, fidelities = check_phenomena(task.region.output, phenomena, fidelities)
+    check_horizon(horizon)
+    fitted = []
+    decompositions = list(explanations)
+    for index, decomposition in enumerate(decompositions):
+        watch(f"fitting {type(decomposition).__name__}", index, len(decompositions))
+        fitted.append(decomposition.fit(task.for_fitting()))
+    names = [e.name for e in fitted]
+    if len(set(names)) < len(names):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise ExplanationError(f"two explanations are called {', '.join(twice)}: a table needs distinct names")
+    estimator = plugins.load("estimator", ESTIMATOR)(task, horizon, seed)
+    scores: list[Score] = []
+    messages: dict[str, bytes] = {}
+    settings = len(fidelities) * (ACTIVATIONS in phenomena) + (BEHAVIOUR in phenomena)
+    for index, explanation in enumerate(fitted):
+
+        def step(description: str, completed: int, total: int, done: int = index * settings) -> None:
+            watch(description, done + completed, len(fitted) * settings)
+
+        for found in estimator.score(explanation, phenomena, fidelities, step):
+            file = _file_name(found.score)
+            messages[file] = found.message
+            scores.append(replace(found.score, message_file=file))
+    watch("done", len(fitted) * settings, len(fitted) * settings)
+    description = {**task.description, "horizon": horizon, "null_kl_bits": estimator.null_kl_bits}
+    comparisons = estimator.compare(scores)
+    versions = {name: version(name) for name in VERSIONED}
+    card = Scorecard(description, tuple(scores), comparisons, versions, time.time() - started)
+    return card, messages
+
+
+def compare(
+    model: str | Path | Model | None = None,
+    region: str | None = None,
+    *,
+    explanations: Sequence[str | Decomposition] | None = None,
+    phenomena: Sequence[str] | None = None,
+    fidelities: Sequence[float] | None = None,
+    text: Path | None = None,
+    tokens: Path | None = None,
+    dataset: Path | None = None,
+    context: int | None = None,
+    sequences: int | None = None,
+    horizon: float = DEFAULT_HORIZON,
+    seed: int = 0,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> Scorecard:
+    """Compare explanations of a region of a model, on some text, in bits.
+
+    All defaults: the embedded model, its middle residual stream, its SAEs, every yardstick. Explanations are given as
+    "NAME:key=value" or as objects; "nothing", the yardstick of all others, is always among them. `out` gets
+    scorecard.json and messages/, each file written whole or not at all.
+
+    **Raises:** `MDLError` of the kind that fits, before any long work where that can be known.
+    """
+    loaded = model if isinstance(model, Model) else embedded_model() if model is None else load_model(model)
+    region = region or (EMBEDDED_REGION if model is None else _middle(loaded))
+    wanted = list(explanations) if explanations else default_explanations(loaded, region)
+    if explanations and YARDSTICK not in wanted:
+        wanted.insert(0, YARDSTICK)
+    decompositions = [plugins.make_decomposition(e) if isinstance(e, str) else e for e in wanted]
+    place = parse_region(region, loaded)
+    check_phenomena(place.output, phenomena, fidelities)
+    check_horizon(horizon)
+    width = loaded.config.d_vocab if place.output == "logits" else loaded.site_width(place.output)
+    for decomposition in decompositions:
+        if check := getattr(decomposition, "check", None):
+            check(place.output, width, loaded.name)
+    data = load_data(
+        loaded, text=text, tokens=tokens, dataset=dataset, context=context, sequences=sequences, seed=seed
+    )
+    task = build_task(loaded, region, data, progress or _silent)
+    card, messages = score(
+        task,
+        decompositions,
+        phenomena=phenomena,
+        fidelities=fidelities,
+        horizon=horizon,
+        seed=seed,
+        progress=progress,
+    )
+    if out is not None:
+        write(card, messages, Path(out))
+    return card
+
+
+def write(card: Scorecard, messages: dict[str, bytes], out: Path) -> None:
+    """Leave scorecard.json and messages/ in a folder."""
+    (out / "messages").mkdir(parents=True, exist_ok=True)
+    for name, data in messages.items():
+        partial = out / "messages" / f"{name}.partial"
+        partial.write_bytes(data)
+        partial.replace(out / "messages" / name)
+    card.save(out / "scorecard.json")
+
+
+def check_phenomena(
+    output: str, phenomena: Sequence[str] | None, fidelities: Sequence[float] | None
+) -> tuple[list[str], list[float]]:
+    """Defaults, and refusals: what is unknown, out of range, or makes no sense for a region that ends at the logits."""
+    known = [BEHAVIOUR] if output == "logits" else [ACTIVATIONS, BEHAVIOUR]
+    for name in phenomena or ():
+        if name not in (ACTIVATIONS, BEHAVIOUR):
+            raise TaskError(f"no phenomenon {name!r}: it is {ACTIVATIONS!r} or {BEHAVIOUR!r}")
+        if name not in known:
+            raise TaskError("a region that ends at the logits has no activations to reproduce: take 'behaviour'")
+    chosen = list(fidelities) if fidelities else list(DEFAULT_FIDELITIES)
+    for fidelity in chosen:
+        if not 1e-6 <= fidelity < 1:
+            raise TaskError(
+                f"a fidelity of {fidelity:g} cannot be met: it is a fraction of the null's KL, at least 1e-6 (float32 "
+                "resolves no less) and below 1 (which saying nothing meets). 0.01 asks for 1 %."
+            )
+    return list(phenomena) if phenomena else known, sorted(set(chosen), reverse=True)
+
+
+def check_horizon(horizon: float) -> None:
+    """**Raises:** `TaskError` unless 1 <= N <= 10^15."""
+    if not 1 <= horizon <= 1e15:
+        raise TaskError(f"a horizon of {horizon:g} tokens: it is the N of total(N), from 1 to 1e15")
+
+
+def _middle(model: Model) -> str:
+    return f"upstream of blocks.{model.config.n_layers // 2}.hook_resid_pre"
+
+
+def _file_name(found: Score) -> str:
+    setting = found.phenomenon if found.fidelity is None else f"{found.fidelity:g}"
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in found.explanation)
+    return f"{safe}@{setting}.mdl"
