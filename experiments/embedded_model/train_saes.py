@@ -39,8 +39,8 @@ from mdl.models.transformer import run
 
 SITE = "blocks.2.hook_resid_pre"
 CONTEXT = 256
-BATCH = 1024  # activations a training step
-RATE = 4e-3  # of Adam; at a few thousand steps the usual 3e-4 is far from converged
+BATCH = 512  # activations a training step
+RATE = 3e-3  # of Adam; in a few thousand steps the usual 3e-4 stays far from converged
 SEQUENCES = 16  # windows a forward pass
 HELD_OUT_TOKENS = 40_000
 
@@ -62,10 +62,10 @@ def recipes(width: int, steps: int, metadata: dict[str, Any]) -> dict[str, Train
             jumprelu_init_threshold=0.1,
             l0_coefficient=0.15,
             l0_warm_up_steps=steps // 2,
-            pre_act_loss_coefficient=3e-4,
+            pre_act_loss_coefficient=3e-3,
             **shared(8),
         ),
-        "standard-4x": StandardTrainingSAEConfig(l1_coefficient=2.0, l1_warm_up_steps=steps // 10, **shared(4)),
+        "standard-4x": StandardTrainingSAEConfig(l1_coefficient=1.2, l1_warm_up_steps=steps // 10, **shared(4)),
     }
 
 
