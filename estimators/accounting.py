@@ -53,7 +53,7 @@ class SurpriseAccounting:
         outputs = split.sample.outputs
         kept = self.bench.special[1]
         clean = self.bench.measure(split, outputs, kept)
-        return Baselines(clean, self.bench.measure(split, np.zeros_like(outputs), kept))
+        return Baselines(clean, self.bench.measure(split, np.zeros_like(outputs), np.zeros_like(kept)))
 
     @property
     def null_kl_bits(self) -> float:
