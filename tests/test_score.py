@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 import sae_lens
@@ -34,8 +35,9 @@ FEATURES, ACTIVE = 40, 4
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Every comparison compiles the same functions anew; here they are compiled once and read back."""
+def in_little_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every comparison compiles the same functions anew; here they are compiled once and read back. Annotations are
+    checked in the tests of the parts: a million checks a comparison are most of its time."""
     options = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -45,7 +47,9 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     compilation_cache.reset_cache()
     for name, value in options.items():
         jax.config.update(name, value)
+    jaxtyping.config.update("jaxtyping_disable", True)
     yield
+    jaxtyping.config.update("jaxtyping_disable", False)
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
@@ -78,9 +82,7 @@ def run(tiny_model: Model, token_file: Path, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def run_in_another_order(tiny_model: Model, token_file: Path) -> Scorecard:
     wanted = ["clusters:k=8", "nothing", "token-table"]
-    return compare(
-        tiny_model, REGION, explanations=wanted, fidelities=[0.03, 0.1], tokens=token_file, horizon=HORIZON
-    )
+    return compare(tiny_model, REGION, explanations=wanted, fidelities=[0.03, 0.1], tokens=token_file, horizon=HORIZON)
 
 
 def by_setting(card: Scorecard) -> dict[tuple[str, str, float | None], Score]:
@@ -141,7 +143,7 @@ def test_static_bits_rise_from_the_header_to_the_whole_message(run: SimpleNamesp
 
 def test_saved_of_nothing_is_nothing(run: SimpleNamespace):
     for score in run.card.scores:
-        for n in (1, 1e3, 1e10):
+        for n in (1.0, 1e3, 1e10):
             saved = run.card.saved(score, n)
             none = by_setting(run.card)["nothing", score.phenomenon, score.fidelity]
             assert saved == pytest.approx(1 - float(score.total(n)) / float(none.total(n)))
@@ -248,7 +250,13 @@ def dictionaries(tiny_model: Model, token_file: Path, tmp_path_factory: pytest.T
         dictionary(folder / "dead", order, dead=5),
     ]
     return compare(
-        tiny_model, REGION, explanations=wanted, fidelities=[0.1], tokens=token_file, horizon=HORIZON
+        tiny_model,
+        REGION,
+        explanations=wanted,
+        phenomena=[ACTIVATIONS],
+        fidelities=[0.1],
+        tokens=token_file,
+        horizon=HORIZON,
     )
 
 
@@ -257,25 +265,22 @@ def figures(score: Score) -> dict[str, Any]:
     return {**dataclasses.asdict(score), "explanation": "", "message_file": "", "notes": ()}
 
 
-@pytest.mark.parametrize(("phenomenon", "fidelity"), [(ACTIVATIONS, 0.1), (BEHAVIOUR, None)])
-def test_an_sae_scores_the_same_with_its_features_permuted(
-    dictionaries: Scorecard, phenomenon: str, fidelity: float | None
-):
+def test_an_sae_scores_the_same_with_its_features_permuted(dictionaries: Scorecard):
     scores = by_setting(dictionaries)
-    plain, permuted = (scores[name, phenomenon, fidelity] for name in ("plain", "permuted"))
-    assert 0 < plain.column("state")
+    plain, permuted = (scores[name, ACTIVATIONS, 0.1] for name in ("plain", "permuted"))
+    assert plain.column("state") > 0
     assert 0 < plain.beside["l0"] <= ACTIVE
     assert permuted.column("state") == pytest.approx(plain.column("state"), rel=1e-9)
-    assert permuted.column("residual") == pytest.approx(plain.column("residual"), rel=1e-5)  # float32 sums
+    # Decoding adds features up in another order, in float32: a symbol in a million may round to its neighbour.
+    assert permuted.column("residual") == pytest.approx(plain.column("residual"), rel=1e-5)
     assert permuted.static.whole_bits == pytest.approx(plain.static.whole_bits, abs=64)
-    for n in (1, 1e2, HORIZON, 1e9):
+    for n in (1.0, 1e2, HORIZON, 1e9):
         assert float(permuted.total(n)) == pytest.approx(float(plain.total(n)), rel=1e-5, abs=64)
 
 
-@pytest.mark.parametrize(("phenomenon", "fidelity"), [(ACTIVATIONS, 0.1), (BEHAVIOUR, None)])
-def test_a_feature_that_is_never_on_moves_nothing(dictionaries: Scorecard, phenomenon: str, fidelity: float | None):
+def test_a_feature_that_is_never_on_moves_nothing(dictionaries: Scorecard):
     scores = by_setting(dictionaries)
-    plain, dead = (scores[name, phenomenon, fidelity] for name in ("plain", "dead"))
+    plain, dead = (scores[name, ACTIVATIONS, 0.1] for name in ("plain", "dead"))
     assert figures(dead) == figures(plain)
 
 
