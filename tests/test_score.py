@@ -1,4 +1,4 @@
-"""compare() end to end on a tiny model, its tokens on disk: what a scorecard has to satisfy whatever the figures are."""
+"""compare() end to end on a tiny model, tokens on disk: what a scorecard has to satisfy whatever the figures are."""
 
 from __future__ import annotations
 
