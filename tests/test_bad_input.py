@@ -1,4 +1,4 @@
-"""Bad input through the command line: one clear message, exit code 1, no traceback, before any long work, nothing left."""
+"""Bad input through the command line: one clear message, exit code 1, no traceback, early, and nothing left behind."""
 
 from __future__ import annotations
 
