@@ -85,7 +85,7 @@ class Request:
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _COUNT = click.IntRange(min=1)
-_OPTIONS = [
+_OPTIONS = (
     click.option("--model", metavar="DIR|NAME", help="Checkpoint folder or hub name. [default: the embedded model]"),
     click.option("--region", metavar="TEXT", help='E.g. "upstream of blocks.2.hook_resid_pre", blocks.1.mlp, model.'),
     click.option(
@@ -116,7 +116,7 @@ _OPTIONS = [
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the scorecard as JSON, and nothing else, on stdout."),
     click.option("--quiet", is_flag=True, help="No progress bar and no table: only the answer."),
-]
+)
 
 
 def _task_options(command: Callable[..., None]) -> Callable[..., None]:

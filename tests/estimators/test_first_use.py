@@ -43,7 +43,7 @@ def sparse(touched: np.ndarray) -> scipy.sparse.csr_array:
 def test_shares_are_those_of_all_cyclic_windows(tokens: int, parts: int, density: float, seed: int) -> None:
     touched = np.random.default_rng(seed).random((tokens, parts)) < density
     sizes = sorted({1, 2, 3, tokens // 2 + 1, tokens})
-    found = touched_share(sparse(touched), sizes)
+    found = touched_share(sparse(touched), np.array(sizes))
     assert found.shape == (len(sizes), parts)
     for row, size in zip(found, sizes, strict=True):
         assert np.allclose(row, shares_by_counting(touched, size), atol=1e-12)
@@ -65,7 +65,7 @@ def test_one_token_pays_the_header_and_its_own_parts() -> None:
     touched, message = uses(500, 20), message_of(20)
     curve = static_curve(message, [None, sparse(touched)], 500)
     one_tokens = np.mean([message.part_bits[1][row].sum() for row in touched])
-    assert curve.at(1) == pytest.approx(message.header_bits + one_tokens, rel=1e-12)
+    assert curve.at(1.0) == pytest.approx(message.header_bits + one_tokens, rel=1e-12)
     assert curve.header_bits == message.header_bits
 
 
@@ -85,7 +85,7 @@ def test_at_all_tokens_everything_seen_is_paid_and_nothing_else() -> None:
     curve = static_curve(message, [None, sparse(touched)], 300)
     seen = touched.any(0)
     assert curve.tokens.count(300.0) == 1
-    assert curve.at(300) == pytest.approx(message.header_bits + message.part_bits[1][seen].sum(), rel=1e-12)
+    assert curve.at(300.0) == pytest.approx(message.header_bits + message.part_bits[1][seen].sum(), rel=1e-12)
 
 
 def test_a_part_that_is_never_touched_moves_only_the_whole() -> None:
@@ -131,14 +131,14 @@ def test_bursts_are_cheaper_than_scattered_uses() -> None:
     """The same frequency, in one run or spread out: windows of ten tokens meet the spread-out part far more often."""
     burst, spread = np.zeros((100, 1), bool), np.zeros((100, 1), bool)
     burst[:10], spread[::10] = True, True
-    assert touched_share(sparse(burst), [10])[0, 0] == pytest.approx(0.19)
-    assert touched_share(sparse(spread), [10])[0, 0] == 1.0
+    assert touched_share(sparse(burst), np.array([10]))[0, 0] == pytest.approx(0.19)
+    assert touched_share(sparse(spread), np.array([10]))[0, 0] == 1.0
 
 
 def test_explicit_zeros_are_not_uses() -> None:
     values = scipy.sparse.csr_array((np.array([True, False]), (np.array([0, 1]), np.array([0, 1]))), shape=(4, 2))
     values.eliminate_zeros()
-    assert touched_share(values, [4])[0].tolist() == [1.0, 0.0]
+    assert touched_share(values, np.array([4]))[0].tolist() == [1.0, 0.0]
 
 
 def test_unsorted_columns_are_no_matter() -> None:
@@ -147,7 +147,7 @@ def test_unsorted_columns_are_no_matter() -> None:
     order = np.random.default_rng(0).permutation(len(rows))
     shuffled = scipy.sparse.coo_array((np.ones(len(rows), bool), (rows[order], columns[order])), shape=touched.shape)
     for size in (1, 5, 40):
-        assert np.allclose(touched_share(shuffled.tocsr(), [size]), touched_share(sparse(touched), [size]))
+        assert np.allclose(touched_share(shuffled.tocsr(), np.array([size])), touched_share(sparse(touched), np.array([size])))
 
 
 def test_the_grid_runs_from_one_to_ten_billion() -> None:

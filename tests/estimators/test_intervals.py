@@ -44,7 +44,7 @@ def test_the_interval_of_a_difference_covers_the_truth() -> None:
         difficulty = 100 + 15 * rng.normal(size=60)
         first = sizes * (difficulty + 3 + 2 * rng.normal(size=60))
         second = sizes * (difficulty + 2 * rng.normal(size=60))
-        found = compare_pairs([score("a", 0, first, sizes), score("b", 0, second, sizes)], trial)[0].difference
+        found = compare_pairs([score("a", 0.0, first, sizes), score("b", 0.0, second, sizes)], trial)[0].difference
         held += found.low <= 3 <= found.high
         assert found.level == LEVEL
     # 95 %, less a percent or two of the percentile bootstrap with 60 sequences; the count's own error is 1.3 %.
@@ -56,7 +56,7 @@ def test_pairing_removes_what_both_share() -> None:
     sizes = lengths(rng, 80)
     shared = sizes * (100 + 30 * rng.normal(size=80))
     second = shared + sizes * 0.1 * rng.normal(size=80)
-    pair = compare_pairs([score("a", 0, shared + 2 * sizes, sizes), score("b", 0, second, sizes)], 1)[0]
+    pair = compare_pairs([score("a", 0.0, shared + 2 * sizes, sizes), score("b", 0.0, second, sizes)], 1)[0]
     assert pair.difference.high - pair.difference.low < 0.2
     assert pair.difference.low < 2 < pair.difference.high
     assert 4 * ratio_stderr(shared, sizes) > 10
@@ -124,7 +124,7 @@ def test_last_crossing_by_row() -> None:
 def test_every_pair_is_compared_once_on_the_same_draws() -> None:
     rng = np.random.default_rng(4)
     sizes = lengths(rng, 30)
-    scores = [score(name, 0, sizes * (10 + rng.normal(size=30)), sizes) for name in "abcd"]
+    scores = [score(name, 0.0, sizes * (10 + rng.normal(size=30)), sizes) for name in "abcd"]
     pairs = compare_pairs(scores, 0)
     assert [(p.first, p.second) for p in pairs] == [(a, b) for i, a in enumerate("abcd") for b in "abcd"[i + 1 :]]
     assert pairs == compare_pairs(scores, 0)
@@ -149,5 +149,5 @@ def test_a_rates_error_is_by_sequence_not_by_token() -> None:
     """Tokens of a sequence that share their fate count once."""
     rng = np.random.default_rng(6)
     sizes = np.full(100, 40.0)
-    error = score("a", 0, sizes * (20 + 4 * rng.normal(size=100)), sizes).rate_stderr
+    error = score("a", 0.0, sizes * (20 + 4 * rng.normal(size=100)), sizes).rate_stderr
     assert error == pytest.approx(4 / np.sqrt(100), rel=0.2)
