@@ -189,7 +189,7 @@ def test_the_extraction_itself():
 def test_examples_run_against_this_repository(tmp_path: Path):
     shown = execute(["-c", "import mdl, pathlib; print(pathlib.Path(mdl.__file__).resolve().parents[1])"], tmp_path)
     assert shown.stdout.strip() == str(ROOT)
-    listed = execute(program(["mdl", "plugins"]), tmp_path)
-    assert listed.returncode == 0, listed.stderr
-    assert "token-table" in listed.stdout
+    helped = execute(program(["mdl", "compare", "--help"]), tmp_path)
+    assert helped.returncode == 0, helped.stderr
+    assert "--fidelity" in helped.stdout
     assert execute(program(["mdl", "compair"]), tmp_path).returncode == 2
