@@ -56,7 +56,9 @@ class PCA:
 
     def fit(self, task: Task) -> PCAExplanation:
         if not 0 <= self.rank <= task.width:
-            raise ExplanationError(f"pca: rank {self.rank} is outside 0 to {task.width}, the width of {task.region.output}")
+            raise ExplanationError(
+                f"pca: rank {self.rank} is outside 0 to {task.width}, the width of {task.region.output}"
+            )
         outputs = np.asarray(task.fit.outputs)
         some = outputs[:: max(1, len(outputs) // SOME_TOKENS)]
         return PCAExplanation(*moments(outputs), some, self.rank, f"pca-{self.rank}")

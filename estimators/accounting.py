@@ -68,7 +68,9 @@ class SurpriseAccounting:
 
         **Raises:** `ExplanationError` if a fidelity cannot be met.
         """
-        solver, solutions, found = Solver(self.bench, explanation), [], []
+        solver = Solver(self.bench, explanation)
+        solutions: list[Solution] = []
+        found: list[Scored] = []
         steps = len(fidelities) * (ACTIVATIONS in phenomena) + (BEHAVIOUR in phenomena)
         for fidelity in sorted(fidelities, reverse=True) if ACTIVATIONS in phenomena else ():
             progress(f"{explanation.name} at {100 * fidelity:g} % of the null's KL", len(found), steps)
@@ -109,14 +111,18 @@ class SurpriseAccounting:
         stderr = ratio_stderr(groups(kl), sizes)
         entries = [
             self._stream_entry("state", length),
-            Entry("KL", "residual", attempt.kl, stderr, "codelength", "M's samples under M_E, beyond M", "Cover 2006, 5.4"),
+            Entry(
+                "KL", "residual", attempt.kl, stderr, "codelength", "M's samples under M_E, beyond M", "Cover 2006, 5.4"
+            ),
         ]
         bits = groups(length.per_token) + groups(kl)
         evaluations = self.bench.evaluations - before
         score = self._score(explanation, attempt, BEHAVIOUR, None, entries, bits, evaluations)
         return Scored(score, attempt.message.data)
 
-    def _cheapest_for_behaviour(self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution]) -> Coding:
+    def _cheapest_for_behaviour(
+        self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution]
+    ) -> Coding:
         """Descend on the step (which scales every precision) for the shortest total on the probe data."""
         metric = solver.metric or self.bench.metrics[0]
         outputs = self.bench.probe.sample.outputs
@@ -162,7 +168,9 @@ class SurpriseAccounting:
         static = [Entry("header", "static", message.header_bits, 0.0, "coded", "message", STATIC_SOURCE)]
         for name, bits in zip(("special", "explanation", "residual coder"), message.part_bits, strict=False):
             if len(bits):
-                entry = Entry(f"parts of the {name}", "static", float(bits.sum()), 0.0, "coded", "message", STATIC_SOURCE)
+                entry = Entry(
+                    f"parts of the {name}", "static", float(bits.sum()), 0.0, "coded", "message", STATIC_SOURCE
+                )
                 static.append(entry)
         sums = activations.group_sums(attempt.damage.kl_bits)
         return Score(
@@ -194,8 +202,6 @@ class SurpriseAccounting:
             **recovered(damage, self.baselines),
             "prediction_kl_bits": float(np.mean(damage.kl_bits)),
             "flops_ratio": attempt.flops / region,
-            "learning_bits": sum(
-                s.length().learning for s in (attempt.state, attempt.residual) if s is not None
-            )
+            "learning_bits": sum(s.length().learning for s in (attempt.state, attempt.residual) if s is not None)
             / attempt.state.n_tokens,
         }

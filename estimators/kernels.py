@@ -63,7 +63,11 @@ def compare_chunked(
 
     n = len(targets)
     pad = -n % chunk
-    padded = (jnp.pad(reference, ((0, pad), (0, 0))), jnp.pad(explained, ((0, pad), (0, 0))), jnp.pad(targets, (0, pad)))
+    padded = (
+        jnp.pad(reference, ((0, pad), (0, 0))),
+        jnp.pad(explained, ((0, pad), (0, 0))),
+        jnp.pad(targets, (0, pad)),
+    )
     split = jax.tree.map(lambda a: a.reshape(-1, chunk, *a.shape[1:]), padded)
     return jax.lax.map(one_chunk, split).reshape(-1, 2)[:n]
 
@@ -99,8 +103,8 @@ class Evaluator:
     def _damage(self) -> Callable[..., Array]:
         def damage(params: Any, value: Array, boundary: Array | None, reference: Array, targets: Array) -> Array:
             hidden = self._suffix(params, value, boundary)
-            rows = [a.reshape(-1, a.shape[-1]) for a in (reference, hidden)]
-            out = compare_chunked(lambda h: self._head(params, h), *rows, targets.reshape(-1))
+            before, after = (a.reshape(-1, a.shape[-1]) for a in (reference, hidden))
+            out = compare_chunked(lambda h: self._head(params, h), before, after, targets.reshape(-1))
             return out.reshape(*targets.shape, 2)
 
         return jax.jit(damage)

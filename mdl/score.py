@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from mdl import plugins
 from mdl.data import Dataset, Sizes, embedded_text, from_dataset, from_text, from_tokens
@@ -180,9 +179,7 @@ def compare(
     for decomposition in decompositions:
         if check := getattr(decomposition, "check", None):
             check(place.output, width, loaded.name)
-    data = load_data(
-        loaded, text=text, tokens=tokens, dataset=dataset, context=context, sequences=sequences, seed=seed
-    )
+    data = load_data(loaded, text=text, tokens=tokens, dataset=dataset, context=context, sequences=sequences, seed=seed)
     task = build_task(loaded, region, data, progress or _silent)
     card, messages = score(
         task,

@@ -35,7 +35,10 @@ class StreamLength:
 class State(Protocol):
     """Symbols of one stream over n tokens."""
 
-    n_tokens: int
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens n."""
+        ...
 
     def bits(self) -> float:
         """The exact length in bits under this kind's code."""

@@ -108,7 +108,7 @@ class Activations:
 
     def head(self, sequences: int) -> Activations:
         """The first sequences only, for a quick look."""
-        cut = {k: None if v is None else v[:sequences] for k, v in self.__dict__.items()}
+        cut: dict[str, Any] = {k: None if v is None else v[:sequences] for k, v in self.__dict__.items()}
         return Activations(**cut)
 
 
@@ -151,7 +151,9 @@ def build_task(model: Model, region_text: str, data: Dataset, progress: Callable
     region = parse_region(region_text, model)
     context, vocabulary = model.config.n_ctx, model.config.d_vocab
     if data.fit.shape[1] > context and model.config.positions == "learned":
-        raise DataError(f"sequences of {data.fit.shape[1]} tokens exceed the model's context of {context}: use --context")
+        raise DataError(
+            f"sequences of {data.fit.shape[1]} tokens exceed the model's context of {context}: use --context"
+        )
     largest = max(int(t.max()) for t in (data.fit, data.tune, data.held_out))
     if largest >= vocabulary:
         raise DataError(
@@ -177,7 +179,7 @@ def build_task(model: Model, region_text: str, data: Dataset, progress: Callable
         "held_out_tokens": parts[2].n_tokens,
         "held_out_units": int(parts[2].groups.max()) + 1,
     }
-    return Task(model, region, *parts, description)
+    return Task(model, region, parts[0], parts[1], parts[2], description)
 
 
 def collect(model: Model, region: Region, tokens: np.ndarray, scored: np.ndarray, groups: np.ndarray) -> Activations:

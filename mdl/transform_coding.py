@@ -39,7 +39,9 @@ class ComponentsDecoder:
             raise MessageError("a 'components' section has one header array (mean) and two part arrays (rows, shifts)")
         mean, (rows, shifts) = section.header[0].values()[0], (a.values() for a in section.parts)
         if rows.shape[1] != len(mean) or shifts.shape[1] != SHIFT_LEVELS:
-            raise MessageError(f"'components': rows {rows.shape}, shifts {shifts.shape} do not fit a mean of {len(mean)}")
+            raise MessageError(
+                f"'components': rows {rows.shape}, shifts {shifts.shape} do not fit a mean of {len(mean)}"
+            )
         return cls(mean, rows, shifts / np.float32(SHIFT_UNITS))
 
     def predict(self, inputs: Inputs, state: State) -> np.ndarray:
@@ -150,7 +152,7 @@ def _levels(size: np.ndarray, zero: np.ndarray, rounding: np.ndarray) -> np.ndar
 
 
 def components_section(axes: Axes, quantiser: Quantiser, settings: Settings) -> Section:
-    """What the receiver needs of a transform: mean, rows times step, reconstruction points; quantised for the horizon."""
+    """What the receiver needs: mean, rows times step, reconstruction points; quantised for the horizon."""
     rows = QuantisedArray.from_values(
         quantiser.step * axes.synthesis, settings.static_step(np.maximum(quantiser.energy, 1e-6))
     )

@@ -170,7 +170,10 @@ def poisoned(model: Model, layer: int, value: float) -> Model:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(
     ("region", "site"),
-    [("upstream of blocks.1.hook_resid_pre", r"blocks\.1\.hook_resid_pre"), ("blocks.0.mlp", r"blocks\.0\.hook_mlp_out")],
+    [
+        ("upstream of blocks.1.hook_resid_pre", r"blocks\.1\.hook_resid_pre"),
+        ("blocks.0.mlp", r"blocks\.0\.hook_mlp_out"),
+    ],
 )
 def test_activations_that_are_not_finite_are_named(
     value: float, region: str, site: str, tiny_model: Model, tiny_data: Dataset

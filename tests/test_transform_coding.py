@@ -169,7 +169,9 @@ def test_reconstruction_points_are_the_centroids(data: np.ndarray) -> None:
     for level in (1, 2):
         here = np.abs(levels[:, 0]) == level
         centroid = np.abs(u[here, 0]).mean() / 2.0
-        assert level - quantiser.shifts[0, level - 1] / SHIFT_UNITS == pytest.approx(centroid, abs=0.5 / SHIFT_UNITS + 1e-3)
+        assert level - quantiser.shifts[0, level - 1] / SHIFT_UNITS == pytest.approx(
+            centroid, abs=0.5 / SHIFT_UNITS + 1e-3
+        )
 
 
 def test_silent_axes_cost_next_to_nothing() -> None:

@@ -80,7 +80,10 @@ class Trigram:
         v, n, kinds = self.vocabulary, len(self.keys[0]), len(self.counts[0][0])
         p = (self._look_up(self.counts[0], c) + kinds / v) / (n + kinds)
         for order, context in ((1, b), (2, a * v + b)):
-            total, follow = self._look_up(self.totals[order - 1], context), self._look_up(self.kinds[order - 1], context)
+            total, follow = (
+                self._look_up(self.totals[order - 1], context),
+                self._look_up(self.kinds[order - 1], context),
+            )
             count = self._look_up(self.counts[order], context * v + c)
             p = np.where(total > 0, (count + follow * p) / np.maximum(total + follow, 1), p)
         return float(-np.log2(p).sum())
@@ -102,7 +105,9 @@ def main(path: Path | None) -> None:
     rows = {
         "embedded model": model_bits(model, ids),
         "interpolated trigram, same tokens": np.array([trigram.bits(i) for i in ids]),
-        "xz -9, each file by itself": np.array([8.0 * len(lzma.compress(d.text.encode(), preset=9)) for d in documents]),
+        "xz -9, each file by itself": np.array(
+            [8.0 * len(lzma.compress(d.text.encode(), preset=9)) for d in documents]
+        ),
     }
     table = Table(title=f"{len(documents)} held-out files, {sizes.sum():,} bytes, {sum(map(len, ids)):,} tokens")
     for header in ("", "bits per byte", "bits per token"):

@@ -30,9 +30,7 @@ from mdl.models.transformer import TransformerConfig, run
 
 NAME = "embedded-python-gpt2"
 END_OF_TEXT = "<|endoftext|>"
-CONFIG = TransformerConfig(
-    n_layers=4, d_model=192, n_heads=6, d_head=32, d_vocab=2048, n_ctx=256, d_mlp=768, tied=True
-)
+CONFIG = TransformerConfig(n_layers=4, d_model=192, n_heads=6, d_head=32, d_vocab=2048, n_ctx=256, d_mlp=768, tied=True)
 
 
 def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
