@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from estimators.fisher import Metric, euclidean_metric, fisher_metric
-from estimators.kernels import Damage, Evaluator
+from estimators.kernels import Damage, RegionEvaluator, evaluator_for
 from mdl.errors import ExplanationError, MessageError, TaskError
 from mdl.message import Message, QuantisedArray, Section, decode_message, encode_message
 from mdl.plugins import load
@@ -83,7 +83,7 @@ class Split:
     sample: Sample
 
     @classmethod
-    def of(cls, evaluator: Evaluator, activations: Activations) -> Split:
+    def of(cls, evaluator: RegionEvaluator, activations: Activations) -> Split:
         return cls(activations, evaluator.reference(activations), activations.sample())
 
 
@@ -100,8 +100,8 @@ class Bench:
     evaluations: int = field(default=0, init=False)
 
     @cached_property
-    def evaluator(self) -> Evaluator:
-        return Evaluator(self.task.model, self.task.region)
+    def evaluator(self) -> RegionEvaluator:
+        return evaluator_for(self.task.model, self.task.region)
 
     @cached_property
     def tune(self) -> Split:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from estimators.kernels import Evaluator
+from estimators.kernels import RegionEvaluator
 from mdl.task import Activations
 
 RIDGE = 1e-4  # of the mean eigenvalue: directions that the rest of the model ignores still cost something to send
@@ -24,7 +24,7 @@ class Metric:
         return float(np.mean(np.sum(np.square(errors @ self.root, dtype=np.float64), 1)))
 
 
-def fisher_metric(evaluator: Evaluator, activations: Activations, seed: int, samples: int = 4) -> Metric:
+def fisher_metric(evaluator: RegionEvaluator, activations: Activations, seed: int, samples: int = 4) -> Metric:
     r"""Mean Fisher information of M's output with respect to the region's output at one position, nats per unit^2.
 
     $$G = E[g g^T], \quad g_t = \partial / \partial a_t \sum_{t'} \log p(y_{t'}), \quad y_{t'} \sim p_M$$
