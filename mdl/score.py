@@ -237,9 +237,9 @@ def check_horizon(horizon: float) -> None:
 
 
 def _loaded(model: str | Path | object | None) -> Model | TorchModel:
-    if model is None:
-        return embedded_model()
-    return model if isinstance(model, Model | TorchModel) else load_model(model)
+    if isinstance(model, Model | TorchModel):
+        return model
+    return embedded_model() if model is None else load_model(model)
 
 
 def _middle(model: Model | TorchModel) -> str:

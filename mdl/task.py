@@ -201,7 +201,7 @@ def build_task(model: Model | TorchModel, region_text: str, data: Dataset, progr
     return Task(model, region, *parts, description)
 
 
-def _limits(model: Model | TorchModel) -> tuple[float, int]:
+def _limits(model: Model | TorchModel) -> tuple[int | float, int]:
     """The longest sequence (infinite where positions have no end, or none is known), and the number of token ids."""
     if isinstance(model, TorchModel):
         return model.n_ctx or math.inf, model.site_width("logits")
