@@ -28,7 +28,7 @@ ADAPTIVE_LIMIT = 16384  # beyond this many symbols the adaptive code, read bit b
 
 def step_exponent(step: float | np.ndarray) -> np.ndarray:
     """The integer e whose step 2^(e/4) is nearest to `step` (which must be positive) on the logarithmic grid."""
-    return np.round(STEPS_PER_OCTAVE * np.log2(step)).astype(np.int64)
+    return np.asarray(np.round(STEPS_PER_OCTAVE * np.log2(step)), np.int64)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Settings:
         """
         scale = self.knobs.get("static", 1.0) * self.step
         gain = np.sqrt(np.sum(self.root**2) / len(self.root))
-        return scale / (gain * np.sqrt(self.horizon * np.maximum(energy, 1e-12)))
+        return np.asarray(scale / (gain * np.sqrt(self.horizon * np.maximum(energy, 1e-12))))
 
 
 @runtime_checkable

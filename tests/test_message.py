@@ -1,0 +1,207 @@
+"""Messages: round trips, sums of shares, refusals; and nothing but `MessageError` for damaged bytes."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from mdl.errors import MessageError
+from mdl.message import (
+    ADAPTIVE_LIMIT,
+    MAGIC,
+    STEPS_PER_OCTAVE,
+    Message,
+    QuantisedArray,
+    Section,
+    decode_message,
+    encode_message,
+    step_exponent,
+)
+
+
+@st.composite
+def quantised(draw: st.DrawFn, rows: int | None = None) -> QuantisedArray:
+    """Any integers, a few octaves of steps."""
+    shape = (draw(st.integers(0, 6)) if rows is None else rows, draw(st.integers(0, 5)))
+    largest = draw(st.sampled_from([1, 3, 100, 10**6]))
+    symbols = draw(arrays(np.int64, shape, elements=st.integers(-largest, largest)))
+    base = draw(st.integers(-90, 40))
+    octaves = draw(arrays(np.int64, shape[0], elements=st.integers(0, 3)))
+    return QuantisedArray(symbols, base + STEPS_PER_OCTAVE * octaves if symbols.size else np.zeros(shape[0], np.int64))
+
+
+@st.composite
+def section(draw: st.DrawFn) -> Section:
+    rows = draw(st.integers(0, 5))
+    header = tuple(draw(st.lists(quantised(), max_size=2)))
+    parts = tuple(draw(st.lists(quantised(rows), max_size=2)))
+    return Section(draw(st.text("abcdefgh-", max_size=20)), header, parts)
+
+
+def assert_same(a: Section, b: Section) -> None:
+    assert a.kind == b.kind
+    for ours, theirs in ((a.header, b.header), (a.parts, b.parts)):
+        assert len(ours) == len(theirs)
+        for x, y in zip(ours, theirs, strict=True):
+            assert np.array_equal(x.symbols, y.symbols)
+            assert np.array_equal(x.exponents, y.exponents)
+            assert x.values().dtype == np.float32
+            assert np.array_equal(x.values(), y.values())
+
+
+def dictionary(features: int = 60, width: int = 12) -> list[Section]:
+    rng = np.random.default_rng(0)
+    rows = QuantisedArray.from_values(rng.normal(size=(features, width)), np.exp2(rng.uniform(-6, -2, features)))
+    classes = QuantisedArray.from_integers(rng.integers(0, 4, features))
+    mean = QuantisedArray.from_values(rng.normal(size=width), 1e-3)
+    return [Section("special", (mean,)), Section("dictionary", (mean,), (rows, classes))]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(section(), max_size=3))
+def test_round_trip_and_shares(sections: list[Section]) -> None:
+    message = encode_message(sections)
+    for sent, received in zip(sections, decode_message(message.data), strict=True):
+        assert_same(sent, received)
+    assert [len(bits) for bits in message.part_bits] == [s.n_parts for s in sections]
+    parts = sum(float(bits.sum()) for bits in message.part_bits)
+    assert message.header_bits + parts == pytest.approx(8 * len(message.data), abs=1e-9)
+    assert message.whole_bits == 8 * len(message.data)
+    assert all((bits >= 0).all() for bits in message.part_bits)
+
+
+def test_shares_of_a_dictionary_add_up_to_the_file() -> None:
+    message = encode_message(dictionary())
+    assert message.header_bits + sum(b.sum() for b in message.part_bits) == 8 * len(message.data)
+    assert 0 < message.header_bits < 0.5 * message.whole_bits
+    assert abs(message.whole_bits - message.information_bits) <= 64 + 0.001 * message.information_bits
+    assert (message.part_bits[1] > 0).all()
+
+
+def test_a_row_of_finer_step_costs_more() -> None:
+    rng = np.random.default_rng(1)
+    steps = np.where(np.arange(80) < 40, 2.0**-3, 2.0**-7)
+    rows = QuantisedArray.from_values(rng.normal(size=(80, 20)), steps)
+    bits = encode_message([Section("x", (), (rows,))]).part_bits[0]
+    # Four octaves finer: four bits a number more.
+    assert bits[40:].mean() - bits[:40].mean() == pytest.approx(80, rel=0.1)
+
+
+def test_the_order_of_parts_does_not_change_the_length() -> None:
+    before = dictionary()
+    order = np.random.default_rng(3).permutation(before[1].n_parts)
+    after = encode_message([before[0], before[1].reordered(order)])
+    first = encode_message(before)
+    assert abs(after.whole_bits - first.whole_bits) <= 32
+    assert np.allclose(after.part_bits[1], first.part_bits[1][order])
+    assert_same(decode_message(after.data)[1], before[1].reordered(order))
+
+
+@pytest.mark.parametrize("size", [50, ADAPTIVE_LIMIT + 1000])
+def test_wide_alphabets(size: int) -> None:
+    rng = np.random.default_rng(2)
+    symbols = rng.integers(-(2**40), 2**40, (size // 10, 10))
+    message = encode_message([Section("wide", (), (QuantisedArray(symbols, np.zeros(len(symbols), np.int64)),))])
+    assert np.array_equal(decode_message(message.data)[0].parts[0].symbols, symbols)
+    assert 41 * symbols.size < message.whole_bits < 50 * symbols.size
+
+
+def test_empty_messages_and_arrays() -> None:
+    assert decode_message(encode_message([]).data) == []
+    for shape in [(0, 0), (0, 5), (3, 0)]:
+        array = QuantisedArray(np.zeros(shape, np.int64), np.zeros(shape[0], np.int64))
+        received = decode_message(encode_message([Section("e", (array,), (array,))]).data)[0]
+        assert received.header[0].symbols.shape == received.parts[0].symbols.shape == shape
+
+
+def test_values_are_rounded_to_half_a_step() -> None:
+    values = np.random.default_rng(4).normal(size=(30, 7))
+    steps = np.exp2(np.random.default_rng(5).uniform(-8, 0, 30))
+    array = QuantisedArray.from_values(values, steps)
+    used = np.exp2(array.exponents / STEPS_PER_OCTAVE)
+    assert (np.abs(array.values() - values) <= used[:, None] / 2 * (1 + 1e-5)).all()
+    assert (np.abs(np.log2(used / steps)) <= 0.5 + 0.5 / STEPS_PER_OCTAVE + 1e-9).all()
+    assert len(np.unique(array.exponents % STEPS_PER_OCTAVE)) == 1
+    assert step_exponent(0.25) == -8
+
+
+def test_a_vector_of_integers_is_a_column() -> None:
+    array = QuantisedArray.from_integers(np.array([3, -1, 4]))
+    assert array.symbols.shape == (3, 1)
+    assert array.values().ravel().tolist() == [3.0, -1.0, 4.0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_no_numbers_are_refused(bad: float) -> None:
+    with pytest.raises(MessageError, match="1 of 4 values to be sent are NaN or infinite"):
+        QuantisedArray.from_values(np.array([[1.0, bad], [0.0, 2.0]]), 0.1)
+
+
+def test_part_arrays_have_one_row_a_part() -> None:
+    arrays_of_two = QuantisedArray.from_integers(np.arange(4)), QuantisedArray.from_integers(np.arange(3))
+    with pytest.raises(MessageError, match=r"\[4, 3\] rows; row i of each must be part i"):
+        encode_message([Section("x", (), arrays_of_two)])
+
+
+def refusal_or_sections(data: bytes) -> list[Section] | None:
+    """What comes of decoding; any other exception than `MessageError` fails the test."""
+    try:
+        return decode_message(data)
+    except MessageError as error:
+        assert str(error)
+        return None
+
+
+def test_truncated_messages_are_refused() -> None:
+    message = encode_message(dictionary())
+    started = time.monotonic()
+    for length in [*range(12), *range(12, len(message.data) - 1, 37), len(message.data) - 1]:
+        with pytest.raises(MessageError):
+            decode_message(message.data[:length])
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("position", range(len(MAGIC)))
+def test_another_magic_is_refused(position: int) -> None:
+    data = bytearray(encode_message(dictionary()).data)
+    data[position] ^= 0x20
+    with pytest.raises(MessageError, match="not a message of this version"):
+        decode_message(bytes(data))
+
+
+def test_bytes_after_the_end_are_refused() -> None:
+    with pytest.raises(MessageError):
+        decode_message(encode_message(dictionary()).data + b"x")
+
+
+def test_flipped_bits_end_in_a_refusal_or_in_other_numbers() -> None:
+    """A flipped bit is either noticed or decodes to something else: there is no checksum, and no other exception."""
+    sections = dictionary(20, 6)
+    data, rng = encode_message(sections).data, np.random.default_rng(6)
+    noticed, started = 0, time.monotonic()
+    for _ in range(150):
+        damaged = bytearray(data)
+        damaged[rng.integers(len(MAGIC), len(data))] ^= 1 << int(rng.integers(8))
+        noticed += refusal_or_sections(bytes(damaged)) is None
+    assert noticed > 100
+    assert time.monotonic() - started < 30
+
+
+@settings(max_examples=150, deadline=5000)
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused_quickly(data: bytes) -> None:
+    found = refusal_or_sections(MAGIC + data)
+    # A stream of nothing at all is a handful of bytes; anything longer that decodes would be a miracle.
+    assert found is None or len(data) < 12
+
+
+def test_a_message_is_what_the_file_is(tmp_path) -> None:
+    message = encode_message(dictionary())
+    (tmp_path / "message.mdl").write_bytes(message.data)
+    assert isinstance(message, Message)
+    assert (tmp_path / "message.mdl").stat().st_size * 8 == message.whole_bits
