@@ -21,7 +21,7 @@ from mdl.task import build_task, parse_region
 from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel
 
-VOCABULARY, CONTEXT, WIDTH = 29, 24, 16
+VOCABULARY, CONTEXT, WIDTH = 29, 24, 8
 SITE = "blocks.1"
 
 
@@ -31,7 +31,7 @@ class Block(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.mix = torch.nn.Linear(WIDTH, WIDTH)
-        self.mlp = torch.nn.Sequential(torch.nn.Linear(WIDTH, 32), torch.nn.GELU(), torch.nn.Linear(32, WIDTH))
+        self.mlp = torch.nn.Sequential(torch.nn.Linear(WIDTH, 16), torch.nn.GELU(), torch.nn.Linear(16, WIDTH))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, str]:
         seen = torch.arange(1, x.shape[1] + 1, device=x.device)[:, None]
@@ -80,7 +80,7 @@ def gpt2() -> GPT2LMHeadModel:
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            parameter.add_(0.4 * torch.randn_like(parameter))
     return model
 
 
@@ -102,14 +102,6 @@ def data(tokens):
 
 
 EXPLANATIONS = ["nothing", "token-table", "pca:rank=4"]
-
-
-@pytest.fixture(scope="module")
-def both(gpt2: GPT2LMHeadModel, tokens):
-    """The same weights scored on both paths: (torch, JAX)."""
-    arguments = {"tokens": tokens, "explanations": EXPLANATIONS, "fidelities": [0.01], "horizon": 1e5}
-    slow = compare(Wrapped(gpt2), "upstream of inner.transformer.h.1", **arguments)
-    return slow, compare(gpt2, "upstream of blocks.2.hook_resid_pre", **arguments)
 
 
 def test_a_module_of_ones_own_is_scored(tiny, tokens, tmp_path):
@@ -137,15 +129,24 @@ def test_a_module_of_ones_own_is_scored(tiny, tokens, tmp_path):
     assert "nan" not in shown.lower().replace("explanation", "")
 
 
-def test_both_paths_give_the_same_scores(both):
-    slow, fast = both
+def test_both_paths_give_the_same_scores(gpt2, tokens, monkeypatch):
+    # The paths draw different samples of the Fisher information; with the draws of one, nothing else may differ.
+    gradients: dict[int, np.ndarray] = {}
+    draw = Evaluator.score_gradients
+    monkeypatch.setattr(
+        Evaluator, "score_gradients", lambda self, a, seed: gradients.setdefault(seed, draw(self, a, seed))
+    )
+    monkeypatch.setattr(TorchEvaluator, "score_gradients", lambda self, a, seed: gradients[seed])
+    arguments = {"tokens": tokens, "explanations": EXPLANATIONS, "fidelities": [0.05], "horizon": 1e5}
+    fast = compare(gpt2, "upstream of blocks.2.hook_resid_pre", **arguments)
+    slow = compare(Wrapped(gpt2), "upstream of inner.transformer.h.1", **arguments)
     assert slow.task["null_kl_bits"] == pytest.approx(fast.task["null_kl_bits"], rel=1e-4)
     for a, b in zip(slow.scores, fast.scores, strict=True):
         assert (a.explanation, a.fidelity) == (b.explanation, b.fidelity)
-        assert a.rate == pytest.approx(b.rate, rel=5e-3)
-        assert a.static.whole_bits == pytest.approx(b.static.whole_bits, rel=0.05)
+        assert a.rate == pytest.approx(b.rate, rel=1e-3)
+        assert a.static.whole_bits == pytest.approx(b.static.whole_bits, rel=1e-2)
         for name in ("ce_recovered", "kl_recovered", "explained_variance"):
-            assert a.beside[name] == pytest.approx(b.beside[name], abs=0.02)
+            assert a.beside[name] == pytest.approx(b.beside[name], rel=1e-2, abs=1e-2)
         assert not b.notes
 
 
@@ -231,7 +232,7 @@ def test_regions_that_make_no_sense_are_refused(tiny, gpt2, tokens, data):
         compare(tiny, tokens=tokens)
     with pytest.raises(TaskError, match=r"blocks\.1\.mlp does not cut the model in two"):
         build_task(model, "upstream of blocks.1.mlp", data, lambda *_: None)
-    assert default_explanations(model, f"upstream of {SITE}")[:4] == ["nothing", "token-table", "pca:rank=2", "pca:rank=8"]
+    assert default_explanations(model, f"upstream of {SITE}")[:4] == ["nothing", "token-table", "pca:rank=1", "pca:rank=4"]
     assert parse_region("model", model).output == "logits"
 
 
