@@ -20,7 +20,7 @@ from mdl.message import Message
 GRID = tuple(float(n) for n in np.unique(np.round(np.logspace(0, 10, 81), 0)))
 
 
-def touched_share(touched: scipy.sparse.csr_array, grid: Sequence[float]) -> np.ndarray:
+def touched_share(touched: scipy.sparse.csr_array, grid: np.ndarray) -> np.ndarray:
     """P(part is touched by N consecutive tokens), [len(grid), n_parts], for every N of the grid up to n tokens.
 
     A cyclic window of N tokens misses a part iff it lies inside one of the part's runs of g untouched tokens, for which

@@ -16,14 +16,14 @@ import numpy as np
 
 from mdl.codes.adaptive_integer import AdaptiveInteger
 from mdl.codes.bitstream import BitReader, BitWriter
-from mdl.codes.integers import read_count, read_signed_count, write_count, write_signed_count
+from mdl.codes.integers import floor_log2, read_count, read_signed_count, write_count, write_signed_count
 from mdl.codes.tables import DiscretisedGaussian, DiscretisedLaplace, TableCode
 from mdl.errors import CodeError, MessageError
 
 MAGIC = b"MDL\x01"
 STEPS_PER_OCTAVE = 4
 MAX_ELEMENTS = 1 << 28  # an array larger than this is refused before anything is allocated
-ADAPTIVE_LIMIT = 16384  # beyond this many symbols the adaptive code, read bit by bit, is used only where no table fits
+ADAPTIVE_LIMIT = 16384  # beyond this many symbols the adaptive code, read bit by bit, is not used
 
 
 def step_exponent(step: float | np.ndarray) -> np.ndarray:
@@ -33,7 +33,7 @@ def step_exponent(step: float | np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class OneClassCode:
-    """The adaptive integer code with a single class: short arrays, and alphabets too wide for a table."""
+    """The adaptive integer code with a single class, for short arrays."""
 
     code: AdaptiveInteger = AdaptiveInteger()
 
@@ -47,10 +47,54 @@ class OneClassCode:
         self.code.write(writer, values, np.zeros(values.size, np.int64), 1)
 
     def read(self, reader: BitReader, count: int) -> np.ndarray:
+        if count > ADAPTIVE_LIMIT:
+            raise CodeError(f"{count} symbols under the adaptive code, which carries {ADAPTIVE_LIMIT} at most")
         return self.code.read(reader, np.zeros(count, np.int64), 1)
 
 
-CODES = (TableCode(), DiscretisedLaplace(), DiscretisedGaussian(), OneClassCode())
+@dataclass(frozen=True)
+class BucketCode:
+    """Integers of any range, outliers among them: the first six binary digits under a table, the others as they are.
+
+    Buckets are |v| up to 63, then 32 an octave (as floating-point numbers with 5 bits of mantissa are), with the sign:
+    3711 at most, which a table always covers.
+    """
+
+    table: TableCode = TableCode()
+
+    def _buckets(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Signed bucket, number of further digits, and these."""
+        size = np.abs(values)
+        digits = np.maximum(floor_log2(np.maximum(size, 1)) - 5, 0)
+        return np.sign(values) * ((size >> digits) + 32 * digits), digits, size & ((1 << digits) - 1)
+
+    def bits(self, values: np.ndarray) -> float:
+        bucket, digits, _ = self._buckets(values)
+        return self.table.bits(bucket) + float(digits.sum())
+
+    def symbol_bits(self, values: np.ndarray) -> np.ndarray:
+        bucket, digits, _ = self._buckets(values)
+        return self.table.symbol_bits(bucket) + digits
+
+    def write(self, writer: BitWriter, values: np.ndarray) -> None:
+        bucket, digits, rest = self._buckets(values)
+        self.table.write(writer, bucket)
+        for n in np.unique(digits[digits > 0]):
+            writer.uniform(rest[digits == n], 1 << int(n))
+
+    def read(self, reader: BitReader, count: int) -> np.ndarray:
+        bucket = self.table.read(reader, count)
+        digits = np.maximum(np.abs(bucket) // 32 - 1, 0)
+        if digits.max(initial=0) > 56:
+            raise CodeError("an integer beyond 2**62; the stream was cut or damaged.")
+        size = (np.abs(bucket) - 32 * digits) << digits
+        for n in np.unique(digits[digits > 0]):
+            here = digits == n
+            size[here] += reader.uniform(int(here.sum()), 1 << int(n))
+        return np.sign(bucket) * size
+
+
+CODES = (TableCode(), DiscretisedLaplace(), DiscretisedGaussian(), BucketCode(), OneClassCode())
 
 
 @dataclass(frozen=True)
@@ -183,7 +227,7 @@ def _read_text(reader: BitReader) -> str:
 def _write_symbols(writer: BitWriter, symbols: np.ndarray) -> np.ndarray:
     """Write integers with the shortest of CODES, named first; returns the bits of each symbol, tables left out."""
     lengths = [_length(code, symbols) for code in CODES[:-1]]
-    if symbols.size <= ADAPTIVE_LIMIT or not np.isfinite(lengths).any():
+    if symbols.size <= ADAPTIVE_LIMIT:
         lengths.append(CODES[-1].bits(symbols))
     best = int(np.argmin(lengths))
     writer.uniform(np.array([best]), len(CODES))
@@ -192,7 +236,7 @@ def _write_symbols(writer: BitWriter, symbols: np.ndarray) -> np.ndarray:
     return code.symbol_bits(symbols)
 
 
-def _length(code: TableCode | DiscretisedLaplace | DiscretisedGaussian, symbols: np.ndarray) -> float:
+def _length(code: TableCode | DiscretisedLaplace | DiscretisedGaussian | BucketCode, symbols: np.ndarray) -> float:
     """Bits, or infinity where the alphabet is too wide for the code."""
     try:
         return code.bits(symbols)
@@ -230,8 +274,10 @@ def _read_array(reader: BitReader) -> QuantisedArray:
     if rows * columns == 0:
         return QuantisedArray(np.zeros((rows, columns), np.int64), np.zeros(rows, np.int64))
     base = read_signed_count(reader)
-    varied = bool(reader.uniform(1, 2)[0])
-    relative = _read_symbols(reader, rows) if varied else np.zeros(rows, np.int64)
+    if not reader.uniform(1, 2)[0]:
+        symbols = _read_symbols(reader, rows * columns).reshape(rows, columns)
+        return QuantisedArray(symbols, np.full(rows, base))
+    relative = _read_symbols(reader, rows)
     symbols = np.zeros((rows, columns), np.int64)
     for level in np.unique(relative):
         chosen = relative == level

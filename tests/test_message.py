@@ -62,7 +62,7 @@ def dictionary(features: int = 60, width: int = 12) -> list[Section]:
     return [Section("special", (mean,)), Section("dictionary", (mean,), (rows, classes))]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.lists(section(), max_size=3))
 def test_round_trip_and_shares(sections: list[Section]) -> None:
     message = encode_message(sections)
@@ -108,7 +108,16 @@ def test_wide_alphabets(size: int) -> None:
     symbols = rng.integers(-(2**40), 2**40, (size // 10, 10))
     message = encode_message([Section("wide", (), (QuantisedArray(symbols, np.zeros(len(symbols), np.int64)),))])
     assert np.array_equal(decode_message(message.data)[0].parts[0].symbols, symbols)
-    assert 41 * symbols.size < message.whole_bits < 50 * symbols.size
+    assert 41 * symbols.size < message.whole_bits < 41.1 * symbols.size + 10_000
+
+
+def test_an_outlier_beside_many_small_integers() -> None:
+    """One symbol far from the others must not make all of them dear: twelve digits of a million are raw otherwise."""
+    symbols = np.random.default_rng(3).integers(-2, 3, (200, 100))
+    symbols[17, 4] = 2**20
+    message = encode_message([Section("outlier", (), (QuantisedArray.from_integers(symbols),))])
+    assert np.array_equal(decode_message(message.data)[0].parts[0].symbols, symbols)
+    assert message.whole_bits < 4 * symbols.size
 
 
 def test_empty_messages_and_arrays() -> None:
@@ -152,8 +161,7 @@ def refusal_or_sections(data: bytes) -> list[Section] | None:
     """What comes of decoding; any other exception than `MessageError` fails the test."""
     try:
         return decode_message(data)
-    except MessageError as error:
-        assert str(error)
+    except MessageError:
         return None
 
 
@@ -192,7 +200,7 @@ def test_flipped_bits_end_in_a_refusal_or_in_other_numbers() -> None:
     assert time.monotonic() - started < 30
 
 
-@settings(max_examples=150, deadline=5000)
+@settings(max_examples=150, deadline=5000, derandomize=True)
 @given(st.binary(max_size=200))
 def test_random_bytes_are_refused_quickly(data: bytes) -> None:
     found = refusal_or_sections(MAGIC + data)
