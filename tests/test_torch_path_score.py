@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
+from transformers import GPT2Config, GPT2LMHeadModel
+
 from estimators.kernels import Evaluator, evaluator_for
 from estimators.kernels import kl_nats as jax_kl_nats
 from estimators.torch_kernels import TorchEvaluator, kl_nats, sample_rows
@@ -18,8 +25,6 @@ from mdl.models import load_model
 from mdl.report.table import print_scorecard
 from mdl.score import compare, default_explanations
 from mdl.task import build_task, parse_region
-from rich.console import Console
-from transformers import GPT2Config, GPT2LMHeadModel
 
 VOCABULARY, CONTEXT, WIDTH = 29, 24, 8
 SITE = "blocks.1"
@@ -67,16 +72,31 @@ class Wrapped(torch.nn.Module):
         return self.inner(tokens).logits
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads cost more than they give at this size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def tiny() -> Tiny:
     torch.manual_seed(0)
-    return Tiny()
+    module = Tiny()
+    with torch.no_grad():
+        for parameter in module.blocks.parameters():
+            parameter.mul_(1.5)  # so that the context matters
+    return module
 
 
 @pytest.fixture(scope="module")
 def gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(1)
-    config = GPT2Config(n_embd=WIDTH, n_layer=3, n_head=2, vocab_size=VOCABULARY, n_positions=32, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        n_embd=WIDTH, n_layer=3, n_head=2, vocab_size=VOCABULARY, n_positions=32, bos_token_id=0, eos_token_id=0
+    )
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -85,10 +105,10 @@ def gpt2() -> GPT2LMHeadModel:
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory):
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sequences of skewed, repetitive tokens behind a start token."""
     rng = np.random.default_rng(0)
-    drawn = np.minimum(rng.geometric(0.15, (160, CONTEXT)), VOCABULARY - 1)
+    drawn = np.minimum(rng.geometric(0.15, (100, CONTEXT)), VOCABULARY - 1)
     drawn[:, 1::3] = drawn[:, 0::3]
     drawn[:, 0] = 0
     path = tmp_path_factory.mktemp("tokens") / "tokens.npy"
@@ -105,9 +125,8 @@ EXPLANATIONS = ["nothing", "token-table", "pca:rank=4"]
 
 
 def test_a_module_of_ones_own_is_scored(tiny, tokens, tmp_path):
-    card = compare(
-        tiny, f"upstream of {SITE}", tokens=tokens, explanations=EXPLANATIONS, fidelities=[0.05], out=tmp_path
-    )
+    arguments = {"tokens": tokens, "explanations": EXPLANATIONS, "fidelities": [0.05], "sequences": 20}
+    card = compare(tiny, f"upstream of {SITE}", **arguments, out=tmp_path)
     assert [(s.explanation, s.fidelity) for s in card.scores] == [
         (name, setting) for name in ("nothing", "token-table", "pca-4") for setting in (0.05, None)
     ]
@@ -116,17 +135,16 @@ def test_a_module_of_ones_own_is_scored(tiny, tokens, tmp_path):
         assert math.isnan(score.beside["flops_ratio"])
         if score.fidelity is not None:
             assert score.kl_bits == pytest.approx(0.05 * card.task["null_kl_bits"], rel=0.02)
-            assert score.rate > 1
+            assert score.rate > 0
     null = next(s for s in card.scores if s.explanation == "nothing" and s.fidelity is None)
     assert null.rate == pytest.approx(card.task["null_kl_bits"], rel=0.02)
     assert card.task["width"] == WIDTH
     again = read_scorecard(tmp_path / "scorecard.json")
     assert [s.notes for s in again.scores] == [s.notes for s in card.scores]
-    console = Console(width=200, record=True, quiet=True)
-    print_scorecard(again, console)
-    shown = console.export_text()
-    assert "slower torch path" in shown
-    assert "nan" not in shown.lower().replace("explanation", "")
+    shown = io.StringIO()
+    print_scorecard(again, Console(file=shown, width=200))
+    assert "slower torch path" in shown.getvalue()
+    assert not re.search(r"\bnan\b", shown.getvalue())
 
 
 def test_both_paths_give_the_same_scores(gpt2, tokens, monkeypatch):
@@ -137,7 +155,7 @@ def test_both_paths_give_the_same_scores(gpt2, tokens, monkeypatch):
         Evaluator, "score_gradients", lambda self, a, seed: gradients.setdefault(seed, draw(self, a, seed))
     )
     monkeypatch.setattr(TorchEvaluator, "score_gradients", lambda self, a, seed: gradients[seed])
-    arguments = {"tokens": tokens, "explanations": EXPLANATIONS, "fidelities": [0.05], "horizon": 1e5}
+    arguments = {"tokens": tokens, "explanations": ["nothing"], "fidelities": [0.05], "sequences": 20}
     fast = compare(gpt2, "upstream of blocks.2.hook_resid_pre", **arguments)
     slow = compare(Wrapped(gpt2), "upstream of inner.transformer.h.1", **arguments)
     assert slow.task["null_kl_bits"] == pytest.approx(fast.task["null_kl_bits"], rel=1e-4)
@@ -163,15 +181,15 @@ def test_both_evaluators_measure_the_same_damage(gpt2, data):
         damages.append(evaluator.damage(task.tune_activations, reference, values))
         unchanged = evaluator.damage(task.tune_activations, reference, task.tune_activations.outputs)
         assert np.abs(unchanged.kl_bits).max() < 1e-9
-        draws = [evaluator.score_gradients(task.tune_activations, seed) for seed in range(24)]
+        draws = [evaluator.score_gradients(task.tune_activations, seed) for seed in range(12)]
         gradients.append(np.mean([g.T.astype(float) @ g / len(g) for g in draws], 0))
     slow, fast = damages
     np.testing.assert_allclose(slow.kl_bits, fast.kl_bits, rtol=1e-3, atol=1e-6)
     assert slow.kl_bits.mean() == pytest.approx(fast.kl_bits.mean(), rel=1e-4)
     np.testing.assert_allclose(slow.loss_bits, fast.loss_bits, atol=1e-4)
     assert np.isnan(slow.loss_bits).sum() == len(data.tune)
-    # Different draws of the same Fisher information, 24 x 368 gradients each.
-    assert np.linalg.norm(gradients[0] - gradients[1]) < 0.1 * np.linalg.norm(gradients[1])
+    # Different draws of the same Fisher information, 12 x 368 gradients each.
+    assert np.linalg.norm(gradients[0] - gradients[1]) < 0.15 * np.linalg.norm(gradients[1])
 
 
 def test_the_kernels_agree_with_ours_and_draws_with_their_chances():
@@ -232,7 +250,12 @@ def test_regions_that_make_no_sense_are_refused(tiny, gpt2, tokens, data):
         compare(tiny, tokens=tokens)
     with pytest.raises(TaskError, match=r"blocks\.1\.mlp does not cut the model in two"):
         build_task(model, "upstream of blocks.1.mlp", data, lambda *_: None)
-    assert default_explanations(model, f"upstream of {SITE}")[:4] == ["nothing", "token-table", "pca:rank=1", "pca:rank=4"]
+    assert default_explanations(model, f"upstream of {SITE}")[:4] == [
+        "nothing",
+        "token-table",
+        "pca:rank=1",
+        "pca:rank=4",
+    ]
     assert parse_region("model", model).output == "logits"
 
 
