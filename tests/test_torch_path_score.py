@@ -246,7 +246,7 @@ def test_regions_that_make_no_sense_are_refused(tiny, gpt2, tokens, data):
         parse_region("upstream of blocs.1", model)
     with pytest.raises(TaskError, match=r"Did you mean 'upstream of blocks\.1.*' .*submodule"):
         parse_region("upstream  blocks.1", model)
-    with pytest.raises(TaskError, match="Tiny runs as a torch module.*no default region"):
+    with pytest.raises(TaskError, match=r"Tiny runs as a torch module.*no default region"):
         compare(tiny, tokens=tokens)
     with pytest.raises(TaskError, match=r"blocks\.1\.mlp does not cut the model in two"):
         build_task(model, "upstream of blocks.1.mlp", data, lambda *_: None)
@@ -269,7 +269,7 @@ def test_tokens_and_shapes_are_checked_before_any_work(tiny, gpt2, data, tokens)
         build_task(load_model(narrow), f"upstream of {SITE}", data, lambda *_: None)
     narrow = Tiny()
     narrow.embed = torch.nn.Embedding(20, WIDTH)
-    with pytest.raises(ModelError, match="Tiny failed on an input of shape .*IndexError"):
+    with pytest.raises(ModelError, match=r"Tiny failed on an input of shape .*IndexError"):
         build_task(load_model(narrow), f"upstream of {SITE}", data, lambda *_: None)
     pooled = Tiny()
     pooled.register_forward_hook(last_only)
