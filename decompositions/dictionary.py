@@ -44,6 +44,10 @@ class NormalisedState:
         """The same symbols when the parts are sent in another order: the new part i is the old part order[i]."""
         return NormalisedState(self.sparse.reordered(order), self.side)
 
+    def bits(self) -> float:
+        """Both streams' exact length, in bits."""
+        return self.sparse.bits() + self.side.bits()
+
     def length(self) -> StreamLength:
         """Both streams' exact lengths, in bits."""
         a, b = self.sparse.length(), self.side.length()

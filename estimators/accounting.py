@@ -13,10 +13,11 @@ from functools import cached_property
 
 import numpy as np
 
-from estimators.fidelity import Attempt, Bench, Coding, Solution, Solver
+from estimators.fidelity import Attempt, Bench, Coding
 from estimators.first_use import static_curve
 from estimators.intervals import compare_pairs
 from estimators.recovered import Baselines, explained_variance, recovered
+from estimators.solver import Solution, Solver
 from mdl.ledger import Comparison, Entry, Score, ratio_stderr
 from mdl.protocols import Explanation
 from mdl.state import StreamLength
@@ -53,7 +54,7 @@ class SurpriseAccounting:
         outputs = split.sample.outputs
         kept = self.bench.special[1]
         clean = self.bench.measure(split, outputs, kept)
-        return Baselines(clean, self.bench.measure(split, np.zeros_like(outputs), kept))
+        return Baselines(clean, self.bench.measure(split, np.zeros_like(outputs), np.zeros_like(kept)))
 
     @property
     def null_kl_bits(self) -> float:
@@ -102,7 +103,7 @@ class SurpriseAccounting:
     def _behaviour(self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution]) -> Scored:
         before = self.bench.evaluations
         coding = self._cheapest_for_behaviour(explanation, solver, solutions)
-        attempt = coding.attempt(self.bench, self.bench.held_out, residual=False)
+        attempt = coding.attempt(self.bench, self.bench.held_out)
         length, kl = attempt.state.length(), attempt.damage.kl_bits
         sizes = self._sizes
         groups = self.bench.held_out.activations.group_sums
@@ -117,9 +118,9 @@ class SurpriseAccounting:
         return Scored(score, attempt.message.data)
 
     def _cheapest_for_behaviour(self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution]) -> Coding:
-        """Descend on the step (which scales every precision) for the shortest total on the tuning data."""
+        """Descend on the step (which scales every precision) for the shortest total on the probe data."""
         metric = solver.metric or self.bench.metrics[0]
-        outputs = self.bench.tune.sample.outputs
+        outputs = self.bench.probe.sample.outputs
         spread = math.sqrt(metric.distortion(outputs - outputs.mean(0)) / len(metric.root))
         start = solutions[0].attempt.settings.step if solutions else spread
         totals: dict[int, tuple[float, Coding]] = {}
@@ -127,8 +128,8 @@ class SurpriseAccounting:
         def total(exponent: int) -> float:
             if exponent not in totals:
                 step = start * 2.0**exponent
-                coding, *_ = Coding.prepare(self.bench, explanation, metric, step, solver.knobs, residual=False)
-                attempt = coding.attempt(self.bench, self.bench.tune, residual=False)
+                coding = Coding.prepare(self.bench, explanation, metric, step, solver.knobs, None)
+                attempt = coding.attempt(self.bench, self.bench.probe)
                 totals[exponent] = (attempt.total(self.horizon) + attempt.kl, coding)
             return totals[exponent][0]
 

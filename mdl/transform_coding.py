@@ -154,3 +154,24 @@ def components_section(axes: Axes, quantiser: Quantiser, settings: Settings) -> 
     )
     mean = QuantisedArray.from_values(axes.mean, settings.static_step(1.0))
     return Section(KIND, (mean,), (rows, QuantisedArray.from_integers(quantiser.shifts)))
+
+
+@dataclass(frozen=True)
+class TransformCoder:
+    """The sender's side: axes and the quantiser of their coordinates. The receiver's is `ComponentsDecoder`."""
+
+    axes: Axes
+    quantiser: Quantiser
+
+    @classmethod
+    def fit(cls, axes: Axes, examples: np.ndarray, step: float) -> TransformCoder:
+        """Thresholds and reconstruction points from examples [n, d] of what is going to be coded."""
+        return cls(axes, fit_quantiser(axes.transform(examples), step))
+
+    def encode(self, errors: np.ndarray) -> DenseState:
+        """Symbols for errors [n, d]."""
+        return DenseState(self.quantiser.quantise(self.axes.transform(errors)))
+
+    def section(self, settings: Settings) -> Section:
+        """What the receiver needs."""
+        return components_section(self.axes, self.quantiser, settings)

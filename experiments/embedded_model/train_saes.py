@@ -165,10 +165,13 @@ def save(sae: TrainingSAE, folder: Path, held_out: np.ndarray, training: Mapping
 def train_all(
     activations: np.ndarray, held_out: np.ndarray, out: Path, model_name: str, seed: int, say: Callable[[str], Any]
 ) -> None:
-    """Train, save and measure every recipe on the same activations."""
+    """Train, save and measure every recipe on the same activations; what OUT already has is left as it is."""
     metadata = {"hook_name": SITE, "model_name": model_name, "context_size": CONTEXT, "prepend_bos": True}
     samples = len(activations)
     for name, config in recipes(activations.shape[1], samples // BATCH, metadata).items():
+        if (out / name / "metrics.json").exists():
+            say(f"{name}: already in {out}")
+            continue
         started = time.time()
         sae = train(config, activations, samples, seed)
         seconds = time.time() - started
