@@ -25,7 +25,7 @@ KIND = "dictionary"
 NO_SIDE, SCALE, SCALE_AND_MEAN = 0, 1, 2  # what a token's side information is
 VALUE_CLASSES = 16
 MAX_SIDE_STEP = 1.0  # octaves for the scale: a coarser step would be of no use to any sender
-REMEMBERED = 3  # samples whose activations are kept: fit, tune, held-out
+REMEMBERED = 8  # samples whose activations are kept: several views of fit, tuning and held-out data
 KNOBS: Mapping[str, Sequence[float]] = {"static": (1.0, 2.0, 4.0, 8.0, 16.0), "value": (0.5, 1.0, 2.0, 3.0)}
 
 

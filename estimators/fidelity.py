@@ -182,10 +182,10 @@ class Coding:
         section = explanation.section(settings)
         if examples is None:
             return cls(explanation, metric, settings, section, None)
+        # The sender encodes with a decoder of its own: what it does to that one cannot matter.
+        states = [explanation.encode(decoder_of(section), s, settings) for s in examples]
         decoder = decoder_of(section)
-        errors = [
-            s.outputs - decoder.predict(s.inputs, explanation.encode(decoder, s, settings)) for s in examples
-        ]
+        errors = [s.outputs - decoder.predict(s.inputs, state) for s, state in zip(examples, states, strict=True)]
         axes = principal_axes(*moments(np.concatenate(errors)), metric.root)
         return cls(explanation, metric, settings, section, TransformCoder.fit(axes, errors[0], step))
 
@@ -232,9 +232,9 @@ class Coding:
         total at the horizon (bits a token).
         """
         assert self.coder is not None
-        sample, decoder = bench.probe.sample, decoder_of(self.section)
-        state = self.explanation.encode(decoder, sample, self.settings)
-        errors = sample.outputs - decoder.predict(sample.inputs, state)
+        sample = bench.probe.sample
+        state = self.explanation.encode(decoder_of(self.section), sample, self.settings)
+        errors = sample.outputs - decoder_of(self.section).predict(sample.inputs, state)
         codes, message = self.coder.encode(errors), encode_message(self.sections(bench, self.section))
         left = errors - decoder_of(self.coder.section(self.settings)).predict(sample.inputs, codes)
         rate = (state.bits() + codes.bits()) / state.n_tokens

@@ -24,7 +24,7 @@ class Metric:
         return float(np.mean(np.sum(np.square(errors @ self.root, dtype=np.float64), 1)))
 
 
-def fisher_metric(evaluator: RegionEvaluator, activations: Activations, seed: int, samples: int = 4) -> Metric:
+def fisher_metric(evaluator: RegionEvaluator, activations: Activations, seed: int, samples: int = 2) -> Metric:
     r"""Mean Fisher information of M's output with respect to the region's output at one position, nats per unit^2.
 
     $$G = E[g g^T], \quad g_t = \partial / \partial a_t \sum_{t'} \log p(y_{t'}), \quad y_{t'} \sim p_M$$

@@ -85,7 +85,7 @@ class Request:
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _COUNT = click.IntRange(min=1)
-_OPTIONS = [
+_OPTIONS = (
     click.option("--model", metavar="DIR|NAME", help="Checkpoint folder or hub name. [default: the embedded model]"),
     click.option("--region", metavar="TEXT", help='E.g. "upstream of blocks.2.hook_resid_pre", blocks.1.mlp, model.'),
     click.option(
@@ -103,7 +103,7 @@ _OPTIONS = [
     click.option("--text", type=_FILE, help="A text file to score on. [default: the embedded model's own]"),
     click.option("--tokens", type=_FILE, help="A .npy array of token ids to score on."),
     click.option("--dataset", type=_FOLDER, help="A Hugging Face dataset on disk to score on."),
-    click.option("--horizon", type=TokensType(), help="N, the tokens over which static bits are spread, e.g. 1e6."),
+    click.option("--horizon", type=TokensType(), help="N, the tokens over which static bits are spread. [default: 1M]"),
     click.option("--sequences", type=_COUNT, help="Held-out sequences to score."),
     click.option("--context", type=_COUNT, help="Tokens a sequence."),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split and of random choices."),
@@ -116,7 +116,7 @@ _OPTIONS = [
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the scorecard as JSON, and nothing else, on stdout."),
     click.option("--quiet", is_flag=True, help="No progress bar and no table: only the answer."),
-]
+)
 
 
 def _task_options(command: Callable[..., None]) -> Callable[..., None]:

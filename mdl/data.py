@@ -167,6 +167,8 @@ def from_tokens(path: Path, sizes: Sizes, seed: int, context: int | None = None)
         tokens = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a readable .npy array ({error})") from error
+    if not isinstance(tokens, np.ndarray):
+        raise DataError(f"{path} is an archive of arrays; expected one .npy array of token ids [sequences, positions]")
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or tokens.size == 0:
         raise DataError(
             f"{path} holds a {tokens.dtype} array of shape {tokens.shape}; expected integer token ids "

@@ -53,7 +53,9 @@ class Entry:
         if self.column not in COLUMNS or self.obtained not in OBTAINED:
             raise MDLError(f"ledger entry {self.name!r}: column {self.column!r} or obtained {self.obtained!r} unknown")
         if not math.isfinite(self.bits) or self.bits < -1e-6:
-            raise MDLError(f"ledger entry {self.name!r}: {self.bits} bits is no length; a code length is finite and >= 0")
+            raise MDLError(
+                f"ledger entry {self.name!r}: {self.bits} bits is no length; a code length is finite and >= 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -200,16 +202,19 @@ class Scorecard:
 
 def read_scorecard(path: Path) -> Scorecard:
     """Read a scorecard. **Raises:** `MDLError` if the file is not one, or is of a newer schema than this program."""
+    wrong = (OSError, ValueError, KeyError, AttributeError, TypeError, IndexError)
     try:
         raw = json.loads(path.read_text())
         schema = raw.pop("schema")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        if schema != SCHEMA_VERSION:
+            raise MDLError(
+                f"{path} has scorecard schema {schema}, this program reads {SCHEMA_VERSION}: match the versions"
+            )
+        scores = tuple(_read_score(s) for s in raw.pop("scores"))
+        comparisons = tuple(_read_comparison(c) for c in raw.pop("comparisons"))
+        return Scorecard(scores=scores, comparisons=comparisons, **raw)
+    except wrong as error:
         raise MDLError(f"{path} is not a scorecard ({error}); expected the scorecard.json of `mdl compare`") from error
-    if schema != SCHEMA_VERSION:
-        raise MDLError(f"{path} has scorecard schema {schema}, this program reads {SCHEMA_VERSION}: match the versions")
-    scores = tuple(_read_score(s) for s in raw.pop("scores"))
-    comparisons = tuple(_read_comparison(c) for c in raw.pop("comparisons"))
-    return Scorecard(scores=scores, comparisons=comparisons, **raw)
 
 
 def _read_score(raw: dict[str, Any]) -> Score:

@@ -94,6 +94,7 @@ class BucketCode:
         return np.sign(bucket) * size
 
 
+PARAMETRIC_LIMIT = 8192
 CODES = (TableCode(), DiscretisedLaplace(), DiscretisedGaussian(), BucketCode(), OneClassCode())
 
 
@@ -226,7 +227,9 @@ def _read_text(reader: BitReader) -> str:
 
 def _write_symbols(writer: BitWriter, symbols: np.ndarray) -> np.ndarray:
     """Write integers with the shortest of CODES, named first; returns the bits of each symbol, tables left out."""
-    lengths = [_length(code, symbols) for code in CODES[:-1]]
+    # A long array pays for its own table many times over: the parametric families need not be tried.
+    tried = [code if symbols.size <= PARAMETRIC_LIMIT or i not in (1, 2) else None for i, code in enumerate(CODES[:-1])]
+    lengths = [np.inf if code is None else _length(code, symbols) for code in tried]
     if symbols.size <= ADAPTIVE_LIMIT:
         lengths.append(CODES[-1].bits(symbols))
     best = int(np.argmin(lengths))

@@ -155,7 +155,7 @@ def compare(
     dataset: Path | None = None,
     context: int | None = None,
     sequences: int | None = None,
-    horizon: float = DEFAULT_HORIZON,
+    horizon: float | None = None,
     seed: int = 0,
     out: Path | None = None,
     progress: Progress | None = None,
@@ -170,6 +170,7 @@ def compare(
     **Raises:** `MDLError` of the kind that fits, before any long work where that can be known.
     """
     loaded = _loaded(model)
+    horizon = DEFAULT_HORIZON if horizon is None else horizon
     region = region or (EMBEDDED_REGION if model is None else _middle(loaded))
     wanted = list(explanations) if explanations else default_explanations(loaded, region)
     if explanations and YARDSTICK not in wanted:

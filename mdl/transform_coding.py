@@ -76,10 +76,12 @@ class Axes:
 
 
 def moments(errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [d] and covariance [d, d] of errors [n, d], float64."""
+    """Mean [d] and covariance [d, d] of errors [n, d]; float64, the products in float32 in blocks of 8,192 rows."""
     mean = errors.mean(0, dtype=np.float64)
-    centred = errors - mean
-    return mean, centred.T @ centred / len(errors)
+    total = np.zeros((errors.shape[1],) * 2)
+    for block in np.array_split((errors - mean).astype(np.float32), max(1, len(errors) // 8192)):
+        total += block.T @ block
+    return mean, total / len(errors)
 
 
 def principal_axes(mean: np.ndarray, covariance: np.ndarray, root: np.ndarray) -> Axes:
