@@ -201,8 +201,8 @@ class AffineExplanation:
 class Affine:
     """The best affine map from what enters the region to what leaves it; `ridge` is relative to the mean input energy.
 
-    For a region upstream of a site the input is the token's embedding, known to the receiver only where it is tied to the
-    unembedding, which lies outside the region.
+    For a region upstream of a site the input is the token's embedding, known to the receiver only where it is tied to
+    the unembedding, which lies outside the region.
     """
 
     ridge: float = 1e-4

@@ -81,7 +81,8 @@ class SurpriseAccounting:
             progress(f"{explanation.name} under behaviour", len(found), steps)
             found.append(self._behaviour(explanation, solver, solutions))
         curve = tuple(sorted({p for s in solutions for p in ((a.kl, a.rate) for a in s.attempts)}))
-        return [Scored(replace(f.score, curve=curve), f.message) for f in found]
+        notes = self.bench.evaluator.notes
+        return [Scored(replace(f.score, curve=curve, notes=(*f.score.notes, *notes)), f.message) for f in found]
 
     def compare(self, scores: Sequence[Score]) -> tuple[Comparison, ...]:
         """All pairs of each setting, on the same sequences."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from estimators.fisher import Metric, euclidean_metric, fisher_metric
-from estimators.kernels import Damage, Evaluator
+from estimators.kernels import Damage, RegionEvaluator, evaluator_for
 from mdl.errors import TaskError
 from mdl.message import Message, QuantisedArray, Section, decode_message, encode_message
 from mdl.plugins import load
@@ -38,7 +38,7 @@ class Split:
     sample: Sample
 
     @classmethod
-    def of(cls, evaluator: Evaluator, activations: Activations) -> Split:
+    def of(cls, evaluator: RegionEvaluator, activations: Activations) -> Split:
         return cls(activations, evaluator.reference(activations), activations.sample())
 
 
@@ -55,8 +55,8 @@ class Bench:
     evaluations: int = field(default=0, init=False)
 
     @cached_property
-    def evaluator(self) -> Evaluator:
-        return Evaluator(self.task.model, self.task.region)
+    def evaluator(self) -> RegionEvaluator:
+        return evaluator_for(self.task.model, self.task.region)
 
     @cached_property
     def probe(self) -> Split:

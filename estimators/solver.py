@@ -67,7 +67,7 @@ class Solver:
         if self._choose_knobs():
             self.step = self._surrogate_step(self.metric, self.step, eps)
         attempts = self._meet(eps, self.bench.held_out, self.metric, KL_TOLERANCE)
-        best = min(attempts, key=lambda a: abs(math.log(a.kl / eps)))
+        best = _nearest(attempts, eps)
         notes: tuple[str, ...] = ()
         if best.kl < eps * (1 - KL_PROMISE):
             notes = (f"meets the fidelity with room to spare: KL {best.kl:.4g} of the {eps:.4g} bits a token allowed",)
@@ -105,7 +105,7 @@ class Solver:
             start = math.sqrt(metric.distortion(outputs - outputs.mean(0)) / len(metric.root))
             self.step = self._surrogate_step(metric, start, eps)
             attempts = self._meet(eps, self.bench.probe, metric, tolerance=0.05)
-            best = min(attempts, key=lambda a: abs(math.log(a.kl / eps)))
+            best = _nearest(attempts, eps)
             total = best.total(self.bench.horizon) + self.slope * math.log(best.kl / eps)
             found.append((total, metric, best.settings.step, self.calibration))
         _, self.metric, self.step, self.calibration = min(found, key=lambda f: f[0])
@@ -154,10 +154,32 @@ class Solver:
                 break
             if gap < 0 and last.residual is not None and not last.residual.values.any():
                 break  # nothing is left to send, and eps is met: a coarser step changes nothing
-            self.step *= math.exp(-min(max(gap / _kl_slope(attempts), -1.5), 1.5))
+            self.step = _next_step(attempts, eps)
         self.step = attempts[-1].settings.step
         self.slope = rate_slope(attempts) or self.slope
         return attempts
+
+
+def _nearest(attempts: Sequence[Attempt], eps: float) -> Attempt:
+    """The attempt nearest to eps; if that is beyond the promise, the nearest that stays below it, if there is one."""
+    best = min(attempts, key=lambda a: abs(math.log(a.kl / eps)))
+    below = [a for a in attempts if a.kl <= eps]
+    return max(below, key=lambda a: a.kl) if best.kl > eps * (1 + KL_PROMISE) and below else best
+
+
+def _next_step(attempts: Sequence[Attempt], eps: float) -> float:
+    """A secant step in ln KL(ln step), or the middle of the bracket where the secant leaves it.
+
+    On little data KL is a rough function of the step, and a plain secant can go back and forth over eps for ever.
+    """
+    last = attempts[-1]
+    gap = math.log(max(last.kl, 1e-30) / eps)
+    step = last.settings.step * math.exp(-min(max(gap / _kl_slope(attempts), -1.5), 1.5))
+    low = max((a.settings.step for a in attempts if a.kl <= eps), default=0.0)
+    high = min((a.settings.step for a in attempts if a.kl > eps), default=math.inf)
+    if low >= high or low < step < high:
+        return step
+    return math.sqrt(low * high)
 
 
 def _kl_slope(attempts: Sequence[Attempt]) -> float:

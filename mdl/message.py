@@ -5,7 +5,7 @@ arrays: header arrays, paid with the first token, and part arrays, of which row 
 when the first token touches part i. Every number travels as an integer times a step 2^(e/4), e an integer that travels
 too; there are no floats in a message.
 
-    bytes = magic, version | number of sections | for each: kind, header arrays, part arrays       (one range coder)
+    bytes = magic, version | number of sections | for each: kind, header arrays, part arrays       (one stream)
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ class Section:
 class Message:
     """Sections as bytes, with what each part contributes.
 
-    `data`: the whole file; `part_bits[s]` [n_parts of section s]: what the first use of each part costs; everything else
-    (structure, tables, header arrays, the range coder's padding) is `header_bits`, so that the sum is 8 * len(data); `information_bits` is the ideal length, sum of -log2 p.
+    `data`: the whole file; `part_bits[s]` [n_parts of section s]: what the first use of each part costs; all else
+    (structure, tables, header arrays, padding) is `header_bits`, so that the sum is 8 * len(data); `information_bits`
+    is the ideal length, sum of -log2 p.
     """
 
     data: bytes

@@ -20,7 +20,7 @@ from mdl.state import DenseState, State
 KIND = "components"
 SHIFT_UNITS = 32  # reconstruction points are sent in 1/32 of a step
 SHIFT_LEVELS = 3  # for |q| = 1, 2, and 3 or more
-# -dD/dR of a uniform quantiser at high rate, in steps squared per bit: 2 ln 2 / 12. Thresholds spend bits at this price.
+# -dD/dR of a uniform quantiser at high rate, in steps squared per bit: 2 ln 2 / 12. Thresholds spend bits at it.
 PRICE = 2.0 * np.log(2.0) / 12.0
 
 
@@ -118,9 +118,9 @@ def fit_quantiser(u: np.ndarray, step: float, rounds: int = 3) -> Quantiser:
     r"""Entropy-constrained thresholds for a given step, from coordinates u [n, r] of tuning data.
 
     A value goes to the level that minimises (u - r(q))^2 + price * step^2 * bits(q): between 0 and 1 the threshold is
-    1/2 + price/2 * (bits(1) - bits(0)), above it all levels shift by price/2 times the bits a level costs more than the
-    one below (geometric tail). bits(.) follow from the histogram of each axis, so the rule is iterated. An axis of little
-    variance drives its own threshold up and goes silent: reverse water-filling.
+    1/2 + price/2 * (bits(1) - bits(0)), above it all levels shift by price/2 times the bits a level costs more than
+    the one below (geometric tail). bits(.) follow from the histogram of each axis, so the rule is iterated. An axis of
+    little variance drives its own threshold up and goes silent: reverse water-filling.
     """
     size = np.abs(u) / np.float32(step)
     n, width = u.shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -33,7 +33,7 @@ class ArrayCode(Protocol):
 class OneClassCode:
     """The adaptive integer code with a single class, for short arrays."""
 
-    code: AdaptiveInteger = AdaptiveInteger()
+    code: AdaptiveInteger = field(default_factory=AdaptiveInteger)
 
     def bits(self, values: np.ndarray) -> float:
         return float(self.code.bits(values, np.zeros(values.size, np.int64), 1)[0])
@@ -58,7 +58,7 @@ class BucketCode:
     3711 at most, which a table always covers.
     """
 
-    table: TableCode = TableCode()
+    table: TableCode = field(default_factory=TableCode)
 
     def _buckets(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Signed bucket, number of further digits, and these."""
