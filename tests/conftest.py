@@ -29,7 +29,9 @@ def gpt2(scale: float = 0.5, **sizes: int) -> transformers.GPT2LMHeadModel:
     """A random GPT-2 whose weights are large enough for ablation to matter."""
     arguments = {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY, "n_positions": CONTEXT} | sizes
     config = transformers.GPT2Config(**arguments, bos_token_id=START, eos_token_id=START)
-    model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        model = transformers.GPT2LMHeadModel(config).eval()
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for parameter in model.parameters():
