@@ -19,7 +19,7 @@ from estimators.intervals import compare_pairs
 from estimators.recovered import Baselines, explained_variance, recovered
 from estimators.solver import Solution, Solver
 from mdl.ledger import Comparison, Entry, Score, ratio_stderr
-from mdl.protocols import Explanation
+from mdl.protocols import Explanation, Settings
 from mdl.state import StreamLength
 from mdl.task import ACTIVATIONS, BEHAVIOUR, Task
 
@@ -128,13 +128,14 @@ class SurpriseAccounting:
         metric = solver.metric or self.bench.metrics[0]
         outputs = self.bench.probe.sample.outputs
         spread = math.sqrt(metric.distortion(outputs - outputs.mean(0)) / len(metric.root))
-        start = solutions[0].attempt.settings.step if solutions else spread
+        start = solutions[0].attempt.step if solutions else spread
         totals: dict[int, tuple[float, Coding]] = {}
 
         def total(exponent: int) -> float:
             if exponent not in totals:
                 step = start * 2.0**exponent
-                coding = Coding.prepare(self.bench, explanation, metric, step, solver.knobs, None)
+                settings = Settings(self.horizon, step, metric.root, dict(solver.knobs))
+                coding = Coding.prepare(self.bench, explanation, metric, settings, step, None)
                 attempt = coding.attempt(self.bench, self.bench.probe)
                 totals[exponent] = (attempt.total(self.horizon) + attempt.kl, coding)
             return totals[exponent][0]
@@ -185,7 +186,7 @@ class SurpriseAccounting:
             sequence_bits=tuple(map(float, sequence_bits)),
             sequence_tokens=tuple(int(s) for s in self._sizes),
             evaluations=evaluations,
-            settings={"metric": attempt.metric, "step": attempt.settings.step, **attempt.settings.knobs},
+            settings={"metric": attempt.metric, "step": attempt.step, **attempt.settings.knobs},
             beside=self._beside(attempt),
         )
 

@@ -7,8 +7,7 @@ decoder: the message goes to bytes and back, the symbols are the receiver's. The
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -131,6 +130,7 @@ class Attempt:
     """
 
     settings: Settings
+    step: float
     metric: str
     message: Message
     state: State
@@ -159,11 +159,15 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Coding:
-    """The sender's choices: an explanation at some settings and, unless behaviour is explained, a residual coder."""
+    """The sender's choices: an explanation at some settings and, unless behaviour is explained, a residual coder.
+
+    `step` is the residual coder's; the settings hold the step that the explanation's own precisions were chosen for.
+    """
 
     explanation: Explanation
     metric: Metric
     settings: Settings
+    step: float
     section: Section
     coder: TransformCoder | None
 
@@ -173,26 +177,31 @@ class Coding:
         bench: Bench,
         explanation: Explanation,
         metric: Metric,
+        settings: Settings,
         step: float,
-        knobs: Mapping[str, float],
         examples: tuple[Sample, ...] | None,
     ) -> Coding:
-        """Quantise the explanation for a step, and fit the residual coder on `examples` (None: there is none)."""
-        settings = Settings(bench.horizon, step, metric.root, dict(knobs))
+        """Quantise the explanation for its settings, and fit the residual coder on `examples` (None: there is none)."""
         section = explanation.section(settings)
         if examples is None:
-            return cls(explanation, metric, settings, section, None)
+            return cls(explanation, metric, settings, step, section, None)
         # The sender encodes with a decoder of its own: what it does to that one cannot matter.
         states = [explanation.encode(decoder_of(section), s, settings) for s in examples]
         decoder = decoder_of(section)
         errors = [s.outputs - decoder.predict(s.inputs, state) for s, state in zip(examples, states, strict=True)]
         axes = principal_axes(*moments(np.concatenate(errors)), metric.root)
-        return cls(explanation, metric, settings, section, TransformCoder.fit(axes, errors[0], step))
+        return cls(explanation, metric, settings, step, section, TransformCoder.fit(axes, errors[0], step))
+
+    @cached_property
+    def residual_section(self) -> Section:
+        """The residual coder, its static precision chosen for its own step."""
+        assert self.coder is not None
+        return self.coder.section(replace(self.settings, step=self.step, knobs={}))
 
     def sections(self, bench: Bench, section: Section) -> list[Section]:
         """What is sent once: the special positions' constants, the explanation, the residual coder."""
         special = QuantisedArray.from_values(bench.special[1], self.settings.static_step(1.0))
-        last = [] if self.coder is None else [self.coder.section(self.settings)]
+        last = [] if self.coder is None else [self.residual_section]
         return [Section(SPECIAL, (special,)), section, *last]
 
     def attempt(self, bench: Bench, split: Split) -> Attempt:
@@ -214,6 +223,7 @@ class Coding:
             touched.append(codes.touched())
         return Attempt(
             settings=self.settings,
+            step=self.step,
             metric=self.metric.name,
             message=message,
             state=state,
@@ -236,6 +246,6 @@ class Coding:
         state = self.explanation.encode(decoder_of(self.section), sample, self.settings)
         errors = sample.outputs - decoder_of(self.section).predict(sample.inputs, state)
         codes, message = self.coder.encode(errors), encode_message(self.sections(bench, self.section))
-        left = errors - decoder_of(self.coder.section(self.settings)).predict(sample.inputs, codes)
+        left = errors - decoder_of(self.residual_section).predict(sample.inputs, codes)
         rate = (state.bits() + codes.bits()) / state.n_tokens
         return bench.metrics[0].distortion(left) / 2, rate + message.whole_bits / bench.horizon

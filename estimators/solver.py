@@ -14,7 +14,7 @@ from itertools import pairwise
 from estimators.fidelity import Attempt, Bench, Coding, Split
 from estimators.fisher import Metric
 from mdl.errors import ExplanationError
-from mdl.protocols import Explanation
+from mdl.protocols import Explanation, Settings
 from mdl.units import bits_to_nats
 
 KL_TOLERANCE = 0.01  # the solver stops within this relative distance of eps ...
@@ -75,13 +75,18 @@ class Solver:
         elif best.kl > eps * (1 + KL_PROMISE):
             raise ExplanationError(
                 f"{self.explanation.name}: no step of the residual coder brings the KL to {eps:.4g} bits a token; the "
-                f"nearest of {len(attempts)} evaluations is {best.kl:.4g}. The fidelity is probably beyond float32."
+                f"nearest of {len(attempts)} evaluations is {best.kl:.4g}. Either the fidelity is beyond float32, or the "
+                "data are so few that KL jumps from step to step: take a coarser fidelity or more sequences."
             )
         return Solution(best, tuple(attempts), self.bench.evaluations - before, self.slope, notes)
 
     def _outlook(self, metric: Metric, step: float, knobs: Mapping[str, float]) -> tuple[float, float]:
-        bench = self.bench
-        return Coding.prepare(bench, self.explanation, metric, step, knobs, (bench.probe.sample,)).outlook(bench)
+        bench, settings = self.bench, self._settings(metric, step, knobs)
+        coding = Coding.prepare(bench, self.explanation, metric, settings, step, (bench.probe.sample,))
+        return coding.outlook(bench)
+
+    def _settings(self, metric: Metric, step: float, knobs: Mapping[str, float]) -> Settings:
+        return Settings(self.bench.horizon, step, metric.root, dict(knobs))
 
     def _surrogate_step(self, metric: Metric, step: float, eps: float) -> float:
         """The step whose second-order distortion, times the calibration, is eps (secant in the logarithm)."""
@@ -108,7 +113,7 @@ class Solver:
             attempts = self._meet(eps, self.bench.probe, metric, tolerance=0.05)
             best = _nearest(attempts, eps)
             total = best.total(self.bench.horizon) + self.slope * math.log(best.kl / eps)
-            found.append((total, metric, best.settings.step, self.calibration))
+            found.append((total, metric, best.step, self.calibration))
         _, self.metric, self.step, self.calibration = min(found, key=lambda f: f[0])
 
     def _choose_knobs(self) -> bool:
@@ -144,9 +149,12 @@ class Solver:
     def _meet(self, eps: float, split: Split, metric: Metric, tolerance: float) -> list[Attempt]:
         """Secant iterations on ln KL(ln step), each a real evaluation of what the decoder returns."""
         examples = self.bench.examples if split is self.bench.held_out else (self.bench.probe.sample,)
+        # The explanation is quantised once, for the step at hand: were it quantised anew for each trial step, KL would
+        # jump wherever one of its own steps moves to the next place on its grid.
+        settings = self._settings(metric, self.step, self.knobs)
         attempts: list[Attempt] = []
         for _ in range(MAX_EVALUATIONS):
-            coding = Coding.prepare(self.bench, self.explanation, metric, self.step, self.knobs, examples)
+            coding = Coding.prepare(self.bench, self.explanation, metric, settings, self.step, examples)
             attempts.append(coding.attempt(self.bench, split))
             last = attempts[-1]
             gap = math.log(max(last.kl, 1e-30) / eps)
@@ -156,7 +164,7 @@ class Solver:
             if gap < 0 and last.residual is not None and not last.residual.values.any():
                 break  # nothing is left to send, and eps is met: a coarser step changes nothing
             self.step = _next_step(attempts, eps)
-        self.step = attempts[-1].settings.step
+        self.step = attempts[-1].step
         self.slope = rate_slope(attempts) or self.slope
         return attempts
 
@@ -168,27 +176,12 @@ def _nearest(attempts: Sequence[Attempt], eps: float) -> Attempt:
     return max(below, key=lambda a: a.kl) if best.kl > eps * (1 + KL_PROMISE) and below else best
 
 
-def _next_step(attempts: Sequence[Attempt], eps: float) -> float:
-    """A secant step in ln KL(ln step), or the middle of the bracket where the secant leaves it.
-
-    On little data KL is a rough function of the step, and a plain secant can go back and forth over eps for ever.
-    """
-    last = attempts[-1]
-    gap = math.log(max(last.kl, 1e-30) / eps)
-    step = last.settings.step * math.exp(-min(max(gap / _kl_slope(attempts), -1.5), 1.5))
-    low = max((a.settings.step for a in attempts if a.kl <= eps), default=0.0)
-    high = min((a.settings.step for a in attempts if a.kl > eps), default=math.inf)
-    if low >= high or low < step < high:
-        return step
-    return math.sqrt(low * high)
-
-
 def _kl_slope(attempts: Sequence[Attempt]) -> float:
     """d ln KL / d ln step from the last two attempts."""
     if len(attempts) < 2:
         return USUAL_KL_SLOPE
     a, b = attempts[-2], attempts[-1]
-    run = math.log(b.settings.step / a.settings.step)
+    run = math.log(b.step / a.step)
     return min(max(math.log(b.kl / a.kl) / run, 0.4), 4.0) if abs(run) > 1e-9 else USUAL_KL_SLOPE
 
 
@@ -197,7 +190,7 @@ def _next_step(attempts: Sequence[Attempt], eps: float) -> float:
 
     On little data KL jumps by a few per cent from step to step, so that a secant through the last two is led astray.
     """
-    points = [(math.log(a.settings.step), math.log(max(a.kl, 1e-30) / eps)) for a in attempts]
+    points = [(math.log(a.step), math.log(max(a.kl, 1e-30) / eps)) for a in attempts]
     ordered = sorted(points)
     brackets = [(a, b) for a, b in pairwise(ordered) if (a[1] > 0) != (b[1] > 0)]
     if not brackets:

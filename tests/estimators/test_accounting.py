@@ -41,10 +41,16 @@ def clusters(tiny_task: Task) -> ClustersExplanation:
     return Clusters(k=6).fit(tiny_task.for_fitting())
 
 
+def settings_for(bench: Bench, knobs: dict[str, float]) -> Settings:
+    return Settings(bench.horizon, STEP, bench.metrics[0].root, knobs)
+
+
 def attempt_of(bench: Bench, explanation: Explanation, residual: bool = True) -> Attempt:
     knobs = {name: grid[0] for name, grid in explanation.knobs.items()}
     examples = bench.examples if residual else None
-    return Coding.prepare(bench, explanation, bench.metrics[0], STEP, knobs, examples).attempt(bench, bench.held_out)
+    return Coding.prepare(bench, explanation, bench.metrics[0], settings_for(bench, knobs), STEP, examples).attempt(
+        bench, bench.held_out
+    )
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def test_what_is_planted_in_the_senders_decoder_has_no_effect(
 def test_the_outlook_is_not_fooled_either(estimator: SurpriseAccounting, clusters: ClustersExplanation):
     bench, knobs = estimator.bench, {"static": 1.0}
     looks = [
-        Coding.prepare(bench, e, bench.metrics[0], STEP, knobs, bench.examples).outlook(bench)
+        Coding.prepare(bench, e, bench.metrics[0], settings_for(bench, knobs), STEP, bench.examples).outlook(bench)
         for e in (clusters, Leaky(clusters))
     ]
     assert looks[0] == looks[1]
