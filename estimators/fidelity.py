@@ -20,18 +20,10 @@ from estimators.kernels import Damage, Evaluator
 from mdl.errors import ExplanationError, MessageError, TaskError
 from mdl.message import Message, QuantisedArray, Section, decode_message, encode_message
 from mdl.plugins import load
-from mdl.protocols import Decoder, Explanation, Inputs, Sample, Settings
+from mdl.protocols import Decoder, Explanation, Sample, Settings
 from mdl.state import DenseState, State, first_use_order
 from mdl.task import Activations, Task
-from mdl.transform_coding import (
-    KIND,
-    Axes,
-    Quantiser,
-    components_section,
-    fit_quantiser,
-    moments,
-    principal_axes,
-)
+from mdl.transform_coding import Axes, Quantiser, components_section, fit_quantiser, moments, principal_axes
 from mdl.units import bits_to_nats
 
 KL_TOLERANCE = 0.004  # the solver stops within this relative distance of eps
@@ -271,12 +263,12 @@ class Solver:
         **Raises:** `ExplanationError` if no step does.
         """
         before = self.bench.evaluations
-        if self.metric is None:
-            self._choose_metric(eps)
-        else:
-            self.step = self._surrogate_step(self.metric, self.step or 1.0, eps, self.knobs)
-        self._choose_knobs(eps)
-        attempts = self._meet(eps, self.bench.held_out)
+        try:
+            attempts = self._search(eps)
+        except MessageError as error:
+            raise ExplanationError(
+                f"{self.explanation.name}: no step of the residual coder brings the KL to {eps:.4g} bits: {error}"
+            ) from error
         best = min(attempts, key=lambda a: abs(math.log(a.kl / eps)))
         notes = ()
         if best.kl < eps * (1 - 0.02):
@@ -287,6 +279,14 @@ class Solver:
                 f"nearest of {len(attempts)} evaluations is {best.kl:.4g}. The fidelity is probably beyond float32."
             )
         return Solution(best, tuple(attempts), self.bench.evaluations - before, _slope(attempts), notes)
+
+    def _search(self, eps: float) -> list[Attempt]:
+        if self.metric is None:
+            self._choose_metric(eps)
+        else:
+            self.step = self._surrogate_step(self.metric, self.step or 1.0, eps, self.knobs)
+        self._choose_knobs(eps)
+        return self._meet(eps, self.bench.held_out)
 
     def _prepare(self, metric: Metric, step: float, knobs: Mapping[str, float]) -> tuple[Coding, float, float]:
         return Coding.prepare(self.bench, self.explanation, metric, step, knobs)
