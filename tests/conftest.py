@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
 
+from decompositions.baselines import Nothing
+from estimators.fidelity import Bench, Solution, Solver
 from mdl.data import Dataset
 from mdl.models import load_model
-from mdl.models.model import Model, fingerprint_of
+from mdl.models.model import Model
 from mdl.task import Task, build_task
 
 VOCABULARY, CONTEXT, WIDTH = 40, 16, 16
@@ -29,7 +29,9 @@ def gpt2(scale: float = 0.5, **sizes: int) -> transformers.GPT2LMHeadModel:
     """A random GPT-2 whose weights are large enough for ablation to matter."""
     arguments = {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY, "n_positions": CONTEXT} | sizes
     config = transformers.GPT2Config(**arguments, bos_token_id=START, eos_token_id=START)
-    model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        model = transformers.GPT2LMHeadModel(config).eval()
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -57,24 +59,6 @@ def dataset_of(tokens: np.ndarray, sizes: tuple[int, int, int], special: tuple[i
     return Dataset(*parts, (fit, tune, held_out), special, {"data": "markov"})
 
 
-def without_tie(model: Model) -> Model:
-    """The same function with an unembedding of its own."""
-    config = dataclasses.replace(model.config, tied=False)
-    params = {**model.params, "unembed": {"W_U": jnp.asarray(model.params["embed"]["W_E"]).T}}
-    return Model(config, params, model.name, fingerprint_of(config, params), model.tokenizer)
-
-
-def with_weight(model: Model, path: tuple[str | int, ...], value: float) -> Model:
-    """The model with one number of the weight at `path` replaced."""
-
-    def change(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        names = tuple(getattr(k, "key", getattr(k, "idx", None)) for k in keys)
-        return leaf.at[(0,) * leaf.ndim].set(value) if names == path else leaf
-
-    params = jax.tree_util.tree_map_with_path(change, model.params)
-    return dataclasses.replace(model, params=params)
-
-
 @pytest.fixture(scope="session")
 def tiny_model() -> Model:
     """GPT-2 with two layers of width 16, a vocabulary of 40 and a context of 16."""
@@ -95,3 +79,27 @@ def tiny_task(tiny_model: Model, tiny_data: Dataset) -> Task:
 def last_task(tiny_model: Model, tiny_data: Dataset) -> Task:
     """Behind this region there is only the final norm and the unembedding."""
     return build_task(tiny_model, "upstream of blocks.1.hook_resid_post", tiny_data, no_progress)
+
+
+@pytest.fixture(scope="session")
+def task_of_sizes(tiny_model: Model) -> Callable[..., Task]:
+    """A task with given numbers of sequences to fit on, to tune on and to score."""
+
+    def make(fit: int, tune: int, held_out: int) -> Task:
+        tokens = markov_tokens(fit + tune + held_out, CONTEXT, VOCABULARY, seed=2)
+        data = dataset_of(tokens, (fit, tune, held_out))
+        return build_task(tiny_model, "upstream of blocks.1.hook_resid_pre", data, no_progress)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bench(tiny_task: Task) -> Bench:
+    """The tiny task set up for evaluation, at a horizon of a million tokens."""
+    return Bench(tiny_task, 1e6)
+
+
+@pytest.fixture(scope="session")
+def nothing_at_one_percent(tiny_bench: Bench, tiny_task: Task) -> Solution:
+    """The yardstick: the standard coder alone, at 1 % of the null's KL."""
+    return Solver(tiny_bench, Nothing().fit(tiny_task.for_fitting())).solve(0.01 * tiny_bench.null_kl)

@@ -30,7 +30,9 @@ def entry(column: str, bits: float, obtained: str = "codelength", stderr: float 
     return Entry(f"{column} entry", column, bits, stderr, obtained, "some code", "Somebody 1985")
 
 
-def score(name: str = "sae", state: float = 60.0, fidelity: float | None = 0.01, phenomenon: str = "activations") -> Score:
+def score(
+    name: str = "sae", state: float = 60.0, fidelity: float | None = 0.01, phenomenon: str = "activations"
+) -> Score:
     return Score(
         explanation=name,
         phenomenon=phenomenon,

@@ -99,7 +99,7 @@ def test_activations_are_the_models_own(text: str, tiny_model: Model, tiny_data:
 
 
 def test_what_the_receiver_knows_of_the_input(tiny_model: Model, tiny_data: Dataset) -> None:
-    """A tied embedding lies outside the region (the unembedding is downstream), so its rows are known; an own one not."""
+    """A tied embedding is the unembedding's too, which lies outside the region: its rows are known."""
     tied = build_task(tiny_model, "upstream of blocks.1.hook_resid_pre", tiny_data, silent)
     assert np.array_equal(tied.fit_activations.inputs, np.asarray(tiny_model.params["embed"]["W_E"])[tiny_data.fit])
     assert build_task(tiny_model, "model", tiny_data, silent).fit_activations.inputs is None
@@ -170,7 +170,10 @@ def poisoned(model: Model, layer: int, value: float) -> Model:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(
     ("region", "site"),
-    [("upstream of blocks.1.hook_resid_pre", r"blocks\.1\.hook_resid_pre"), ("blocks.0.mlp", r"blocks\.0\.hook_mlp_out")],
+    [
+        ("upstream of blocks.1.hook_resid_pre", r"blocks\.1\.hook_resid_pre"),
+        ("blocks.0.mlp", r"blocks\.0\.hook_mlp_out"),
+    ],
 )
 def test_activations_that_are_not_finite_are_named(
     value: float, region: str, site: str, tiny_model: Model, tiny_data: Dataset

@@ -63,7 +63,7 @@ def data() -> np.ndarray:
 
 
 def excess(data: np.ndarray, step: float) -> tuple[float, float]:
-    """Bits a token that were used, over reverse water-filling at the measured distortion plus the gap an active axis."""
+    """Bits a token: used, and by reverse water-filling at the measured distortion plus the gap an active axis."""
     axes, state, decoded = coded(data, step, np.eye(WIDTH))
     distortion = float(np.mean(np.sum(np.square(data - decoded), 1)))
     bound, shares = reverse_water_filling(axes.variances, distortion)
@@ -162,6 +162,11 @@ def test_fitted_thresholds_and_points_are_in_their_ranges(data: np.ndarray) -> N
     assert (np.diff(coarse.zero) >= 0).all()  # the less variance, the wider the dead zone
 
 
+def test_absurdly_fine_steps_do_not_wrap_around() -> None:
+    quantiser = Quantiser(1e-12, np.full(1, 0.5), np.full(1, 0.5), np.zeros((1, SHIFT_LEVELS), np.int64), np.ones(1))
+    assert quantiser.quantise(np.array([[5.0], [-5.0]], np.float32)).ravel().tolist() == [1 << 30, -(1 << 30)]
+
+
 def test_reconstruction_points_are_the_centroids(data: np.ndarray) -> None:
     u = principal_axes(*moments(data), np.eye(WIDTH)).transform(data)
     quantiser = fit_quantiser(u, 2.0)
@@ -169,7 +174,9 @@ def test_reconstruction_points_are_the_centroids(data: np.ndarray) -> None:
     for level in (1, 2):
         here = np.abs(levels[:, 0]) == level
         centroid = np.abs(u[here, 0]).mean() / 2.0
-        assert level - quantiser.shifts[0, level - 1] / SHIFT_UNITS == pytest.approx(centroid, abs=0.5 / SHIFT_UNITS + 1e-3)
+        assert level - quantiser.shifts[0, level - 1] / SHIFT_UNITS == pytest.approx(
+            centroid, abs=0.5 / SHIFT_UNITS + 1e-3
+        )
 
 
 def test_silent_axes_cost_next_to_nothing() -> None:

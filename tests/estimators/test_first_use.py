@@ -147,7 +147,9 @@ def test_unsorted_columns_are_no_matter() -> None:
     order = np.random.default_rng(0).permutation(len(rows))
     shuffled = scipy.sparse.coo_array((np.ones(len(rows), bool), (rows[order], columns[order])), shape=touched.shape)
     for size in (1, 5, 40):
-        assert np.allclose(touched_share(shuffled.tocsr(), np.array([size])), touched_share(sparse(touched), np.array([size])))
+        assert np.allclose(
+            touched_share(shuffled.tocsr(), np.array([size])), touched_share(sparse(touched), np.array([size]))
+        )
 
 
 def test_the_grid_runs_from_one_to_ten_billion() -> None:
