@@ -18,7 +18,7 @@ from mdl.protocols import Inputs, Sample, Settings
 from mdl.state import NoState, State
 from mdl.task import Task
 
-STATIC_KNOB: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0)
+STATIC_KNOB: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,8 @@ class AffineExplanation:
 class Affine:
     """The best affine map from what enters the region to what leaves it; `ridge` is relative to the mean input energy.
 
-    For a region upstream of a site the input is the token's embedding, known to the receiver only where it is tied to the
-    unembedding, which lies outside the region.
+    For a region upstream of a site the input is the token's embedding, known to the receiver only where it is tied to
+    the unembedding, which lies outside the region.
     """
 
     ridge: float = 1e-4

@@ -47,7 +47,9 @@ class ClustersExplanation:
     frequency: np.ndarray
     name: str
     kind: str = "clusters"
-    knobs: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"static": (1.0, 2.0, 4.0, 8.0, 16.0)})
+    knobs: Mapping[str, Sequence[float]] = field(
+        default_factory=lambda: {"static": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)}
+    )
 
     def section(self, settings: Settings) -> Section:
         return Section(
@@ -77,7 +79,9 @@ def lloyd(points: np.ndarray, k: int, rounds: int, seed: int) -> tuple[np.ndarra
     for _ in range(rounds):
         index = nearest_centroids(points, centroids)
         counts = np.bincount(index, minlength=k)
-        select = scipy.sparse.csr_array((np.ones(len(index), np.float32), index, np.arange(len(index) + 1)), (len(index), k))
+        select = scipy.sparse.csr_array(
+            (np.ones(len(index), np.float32), index, np.arange(len(index) + 1)), (len(index), k)
+        )
         centroids = (select.T @ points) / np.maximum(counts, 1)[:, None]
         empty = np.flatnonzero(counts == 0)
         centroids[empty] = points[rng.choice(len(points), len(empty), replace=False)]
@@ -95,7 +99,9 @@ class Clusters:
     def fit(self, task: Task) -> ClustersExplanation:
         points = task.fit.outputs.astype(np.float32)
         if not 1 <= self.k <= len(points):
-            raise ExplanationError(f"clusters: k = {self.k}, but there are {len(points)} tokens to fit on: take 1 <= k <= n")
+            raise ExplanationError(
+                f"clusters: k = {self.k}, but there are {len(points)} tokens to fit on: take 1 <= k <= n"
+            )
         centroids, counts = lloyd(points, self.k, self.rounds, self.seed)
         used = counts > 0
         return ClustersExplanation(centroids[used], counts[used] / len(points), f"clusters-{self.k}")

@@ -25,8 +25,11 @@ KIND = "dictionary"
 NO_SIDE, SCALE, SCALE_AND_MEAN = 0, 1, 2  # what a token's side information is
 VALUE_CLASSES = 16
 MAX_SIDE_STEP = 1.0  # octaves for the scale: a coarser step would be of no use to any sender
-REMEMBERED = 3  # samples whose activations are kept: fit, tune, held-out
-KNOBS: Mapping[str, Sequence[float]] = {"static": (1.0, 2.0, 4.0, 8.0, 16.0), "value": (0.5, 1.0, 2.0, 3.0)}
+REMEMBERED = 8  # samples whose activations are kept: several views of fit, tuning and held-out data
+KNOBS: Mapping[str, Sequence[float]] = {
+    "static": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+    "value": (0.5, 1.0, 2.0, 3.0, 4.5, 7.0, 10.0),
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class NormalisedState:
     def reordered(self, order: np.ndarray) -> NormalisedState:
         """The same symbols when the parts are sent in another order: the new part i is the old part order[i]."""
         return NormalisedState(self.sparse.reordered(order), self.side)
+
+    def bits(self) -> float:
+        """Both streams' exact length, in bits."""
+        return self.sparse.bits() + self.side.bits()
 
     def length(self) -> StreamLength:
         """Both streams' exact lengths, in bits."""

@@ -16,16 +16,7 @@ from mdl.message import Section
 from mdl.protocols import Sample, Settings
 from mdl.state import DenseState
 from mdl.task import Task
-from mdl.transform_coding import (
-    KIND,
-    Axes,
-    ComponentsDecoder,
-    Quantiser,
-    components_section,
-    fit_quantiser,
-    moments,
-    principal_axes,
-)
+from mdl.transform_coding import KIND, ComponentsDecoder, TransformCoder, moments, principal_axes
 
 SOME_TOKENS = 8192
 
@@ -46,16 +37,15 @@ class PCAExplanation:
     kind: str = KIND
     knobs: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"value": (1.0,)})
 
-    def _coder(self, settings: Settings) -> tuple[Axes, Quantiser]:
+    def _coder(self, settings: Settings) -> TransformCoder:
         axes = principal_axes(self.mean, self.covariance, settings.root).first(self.rank)
-        return axes, fit_quantiser(axes.transform(self.some), settings.step * settings.knobs.get("value", 1.0))
+        return TransformCoder.fit(axes, self.some, settings.step * settings.knobs.get("value", 1.0))
 
     def section(self, settings: Settings) -> Section:
-        return components_section(*self._coder(settings), settings)
+        return self._coder(settings).section(settings)
 
     def encode(self, decoder: ComponentsDecoder, sample: Sample, settings: Settings) -> DenseState:
-        axes, quantiser = self._coder(settings)
-        return DenseState(quantiser.quantise(axes.transform(sample.outputs)))
+        return self._coder(settings).encode(sample.outputs)
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,9 @@ class PCA:
 
     def fit(self, task: Task) -> PCAExplanation:
         if not 0 <= self.rank <= task.width:
-            raise ExplanationError(f"pca: rank {self.rank} is outside 0 to {task.width}, the width of {task.region.output}")
+            raise ExplanationError(
+                f"pca: rank {self.rank} is outside 0 to {task.width}, the width of {task.region.output}"
+            )
         outputs = np.asarray(task.fit.outputs)
         some = outputs[:: max(1, len(outputs) // SOME_TOKENS)]
         return PCAExplanation(*moments(outputs), some, self.rank, f"pca-{self.rank}")

@@ -13,10 +13,11 @@ from functools import cached_property
 
 import numpy as np
 
-from estimators.fidelity import Attempt, Bench, Coding, Solution, Solver
+from estimators.fidelity import Attempt, Bench, Coding
 from estimators.first_use import static_curve
 from estimators.intervals import compare_pairs
 from estimators.recovered import Baselines, explained_variance, recovered
+from estimators.solver import Solution, Solver
 from mdl.ledger import Comparison, Entry, Score, ratio_stderr
 from mdl.protocols import Explanation
 from mdl.state import StreamLength
@@ -53,7 +54,7 @@ class SurpriseAccounting:
         outputs = split.sample.outputs
         kept = self.bench.special[1]
         clean = self.bench.measure(split, outputs, kept)
-        return Baselines(clean, self.bench.measure(split, np.zeros_like(outputs), kept))
+        return Baselines(clean, self.bench.measure(split, np.zeros_like(outputs), np.zeros_like(kept)))
 
     @property
     def null_kl_bits(self) -> float:
@@ -67,7 +68,9 @@ class SurpriseAccounting:
 
         **Raises:** `ExplanationError` if a fidelity cannot be met.
         """
-        solver, solutions, found = Solver(self.bench, explanation), [], []
+        solver = Solver(self.bench, explanation)
+        solutions: list[Solution] = []
+        found: list[Scored] = []
         steps = len(fidelities) * (ACTIVATIONS in phenomena) + (BEHAVIOUR in phenomena)
         for fidelity in sorted(fidelities, reverse=True) if ACTIVATIONS in phenomena else ():
             progress(f"{explanation.name} at {100 * fidelity:g} % of the null's KL", len(found), steps)
@@ -78,7 +81,8 @@ class SurpriseAccounting:
             progress(f"{explanation.name} under behaviour", len(found), steps)
             found.append(self._behaviour(explanation, solver, solutions))
         curve = tuple(sorted({p for s in solutions for p in ((a.kl, a.rate) for a in s.attempts)}))
-        return [Scored(replace(f.score, curve=curve), f.message) for f in found]
+        notes = self.bench.evaluator.notes
+        return [Scored(replace(f.score, curve=curve, notes=(*f.score.notes, *notes)), f.message) for f in found]
 
     def compare(self, scores: Sequence[Score]) -> tuple[Comparison, ...]:
         """All pairs of each setting, on the same sequences."""
@@ -101,24 +105,28 @@ class SurpriseAccounting:
     def _behaviour(self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution]) -> Scored:
         before = self.bench.evaluations
         coding = self._cheapest_for_behaviour(explanation, solver, solutions)
-        attempt = coding.attempt(self.bench, self.bench.held_out, residual=False)
+        attempt = coding.attempt(self.bench, self.bench.held_out)
         length, kl = attempt.state.length(), attempt.damage.kl_bits
         sizes = self._sizes
         groups = self.bench.held_out.activations.group_sums
         stderr = ratio_stderr(groups(kl), sizes)
         entries = [
             self._stream_entry("state", length),
-            Entry("KL", "residual", attempt.kl, stderr, "codelength", "M's samples under M_E, beyond M", "Cover 2006, 5.4"),
+            Entry(
+                "KL", "residual", attempt.kl, stderr, "codelength", "M's samples under M_E, beyond M", "Cover 2006, 5.4"
+            ),
         ]
         bits = groups(length.per_token) + groups(kl)
         evaluations = self.bench.evaluations - before
         score = self._score(explanation, attempt, BEHAVIOUR, None, entries, bits, evaluations)
         return Scored(score, attempt.message.data)
 
-    def _cheapest_for_behaviour(self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution]) -> Coding:
-        """Descend on the step (which scales every precision) for the shortest total on the tuning data."""
+    def _cheapest_for_behaviour(
+        self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution]
+    ) -> Coding:
+        """Descend on the step (which scales every precision) for the shortest total on the probe data."""
         metric = solver.metric or self.bench.metrics[0]
-        outputs = self.bench.tune.sample.outputs
+        outputs = self.bench.probe.sample.outputs
         spread = math.sqrt(metric.distortion(outputs - outputs.mean(0)) / len(metric.root))
         start = solutions[0].attempt.settings.step if solutions else spread
         totals: dict[int, tuple[float, Coding]] = {}
@@ -126,8 +134,8 @@ class SurpriseAccounting:
         def total(exponent: int) -> float:
             if exponent not in totals:
                 step = start * 2.0**exponent
-                coding, *_ = Coding.prepare(self.bench, explanation, metric, step, solver.knobs, residual=False)
-                attempt = coding.attempt(self.bench, self.bench.tune, residual=False)
+                coding = Coding.prepare(self.bench, explanation, metric, step, solver.knobs, None)
+                attempt = coding.attempt(self.bench, self.bench.probe)
                 totals[exponent] = (attempt.total(self.horizon) + attempt.kl, coding)
             return totals[exponent][0]
 
@@ -161,7 +169,9 @@ class SurpriseAccounting:
         static = [Entry("header", "static", message.header_bits, 0.0, "coded", "message", STATIC_SOURCE)]
         for name, bits in zip(("special", "explanation", "residual coder"), message.part_bits, strict=False):
             if len(bits):
-                entry = Entry(f"parts of the {name}", "static", float(bits.sum()), 0.0, "coded", "message", STATIC_SOURCE)
+                entry = Entry(
+                    f"parts of the {name}", "static", float(bits.sum()), 0.0, "coded", "message", STATIC_SOURCE
+                )
                 static.append(entry)
         sums = activations.group_sums(attempt.damage.kl_bits)
         return Score(
@@ -193,8 +203,6 @@ class SurpriseAccounting:
             **recovered(damage, self.baselines),
             "prediction_kl_bits": float(np.mean(damage.kl_bits)),
             "flops_ratio": attempt.flops / region,
-            "learning_bits": sum(
-                s.length().learning for s in (attempt.state, attempt.residual) if s is not None
-            )
+            "learning_bits": sum(s.length().learning for s in (attempt.state, attempt.residual) if s is not None)
             / attempt.state.n_tokens,
         }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from estimators.kernels import Evaluator
+from estimators.kernels import RegionEvaluator
 from mdl.task import Activations
 
 RIDGE = 1e-4  # of the mean eigenvalue: directions that the rest of the model ignores still cost something to send
@@ -24,14 +24,14 @@ class Metric:
         return float(np.mean(np.sum(np.square(errors @ self.root, dtype=np.float64), 1)))
 
 
-def fisher_metric(evaluator: Evaluator, activations: Activations, seed: int, samples: int = 4) -> Metric:
+def fisher_metric(evaluator: RegionEvaluator, activations: Activations, seed: int, samples: int = 2) -> Metric:
     r"""Mean Fisher information of M's output with respect to the region's output at one position, nats per unit^2.
 
     $$G = E[g g^T], \quad g_t = \partial / \partial a_t \sum_{t'} \log p(y_{t'}), \quad y_{t'} \sim p_M$$
 
     An error e at one position then costs e^T G e / 2 nats of KL, summed over the positions it reaches, to second order
-    (the accounting standard, "The standard residual coder"). Estimated from M's own samples on the given data, `samples`
-    draws a token, plus a ridge of 1e-4 of the mean eigenvalue so that the root can be inverted.
+    (Kullback and Leibler 1951, section 6). Estimated from M's own samples on the given data, `samples` draws a token,
+    plus a ridge of 1e-4 of the mean eigenvalue so that the root can be inverted.
     """
     width = activations.outputs.shape[-1]
     total, count = np.zeros((width, width)), 0

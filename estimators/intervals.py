@@ -28,7 +28,13 @@ def _pair(a: Score, b: Score, resampled: dict[str, np.ndarray]) -> Comparison:
     difference = resampled[a.explanation] - resampled[b.explanation]
     crossing, overtaker = _crossing(a, b, resampled)
     return Comparison(
-        a.explanation, b.explanation, a.phenomenon, a.fidelity, _interval(a.rate - b.rate, difference), crossing, overtaker
+        a.explanation,
+        b.explanation,
+        a.phenomenon,
+        a.fidelity,
+        _interval(a.rate - b.rate, difference),
+        crossing,
+        overtaker,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mdl.models.model import Model
+from mdl.models.torch_path import TorchModel
 from mdl.models.transformer import unembed
 from mdl.task import Activations, Region
 from mdl.units import nats_to_bits
@@ -63,7 +64,11 @@ def compare_chunked(
 
     n = len(targets)
     pad = -n % chunk
-    padded = (jnp.pad(reference, ((0, pad), (0, 0))), jnp.pad(explained, ((0, pad), (0, 0))), jnp.pad(targets, (0, pad)))
+    padded = (
+        jnp.pad(reference, ((0, pad), (0, 0))),
+        jnp.pad(explained, ((0, pad), (0, 0))),
+        jnp.pad(targets, (0, pad)),
+    )
     split = jax.tree.map(lambda a: a.reshape(-1, chunk, *a.shape[1:]), padded)
     return jax.lax.map(one_chunk, split).reshape(-1, 2)[:n]
 
@@ -79,6 +84,42 @@ class Damage:
     kl_bits: np.ndarray
     loss_bits: np.ndarray
 
+    @classmethod
+    def of_nats(cls, kl_and_loss: np.ndarray, scored: np.ndarray) -> Damage:
+        """From KL and cross-entropy in nats, [sequences, positions, 2], at the scored positions."""
+        out = nats_to_bits(kl_and_loss.astype(np.float64))
+        out[:, -1, 1] = np.nan
+        return cls(out[..., 0][scored], out[..., 1][scored])
+
+
+@runtime_checkable
+class RegionEvaluator(Protocol):
+    """A model cut at a region, ready to be evaluated; `notes` go into every score."""
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def reference(self, activations: Activations) -> np.ndarray:
+        """What `damage` needs of M itself: computed once, used by every evaluation."""
+        ...
+
+    def damage(self, activations: Activations, reference: np.ndarray, values: np.ndarray) -> Damage:
+        """Replace the region's outputs by `values` [sequences, positions, d] and compare with M, scored tokens only."""
+        ...
+
+    def score_gradients(self, activations: Activations, seed: int) -> np.ndarray:
+        """d log p(y) / d output at the scored positions, nats per unit, [n, d]; y is sampled from M itself."""
+        ...
+
+
+def evaluator_for(model: Model | TorchModel, region: Region) -> RegionEvaluator:
+    """Compiled JAX kernels, or the slower torch path for a module without an adapter."""
+    if isinstance(model, TorchModel):
+        from estimators.torch_kernels import TorchEvaluator  # imports torch
+
+        return TorchEvaluator(model, region)
+    return Evaluator(model, region)
+
 
 @dataclass(frozen=True)
 class Evaluator:
@@ -86,6 +127,7 @@ class Evaluator:
 
     model: Model
     region: Region
+    notes: tuple[str, ...] = ()
 
     def _suffix(self, params: Any, value: Array, boundary: Array | None) -> Array:
         if self.region.output == "logits":
@@ -99,8 +141,8 @@ class Evaluator:
     def _damage(self) -> Callable[..., Array]:
         def damage(params: Any, value: Array, boundary: Array | None, reference: Array, targets: Array) -> Array:
             hidden = self._suffix(params, value, boundary)
-            rows = [a.reshape(-1, a.shape[-1]) for a in (reference, hidden)]
-            out = compare_chunked(lambda h: self._head(params, h), *rows, targets.reshape(-1))
+            before, after = (a.reshape(-1, a.shape[-1]) for a in (reference, hidden))
+            out = compare_chunked(lambda h: self._head(params, h), before, after, targets.reshape(-1))
             return out.reshape(*targets.shape, 2)
 
         return jax.jit(damage)
@@ -122,26 +164,22 @@ class Evaluator:
         """M's own final hidden states, [sequences, positions, d]: computed once, used by every evaluation."""
         parts = [
             np.asarray(self._reference(self.model.params, activations.outputs[s], activations.boundary_of(s)))
-            for s in _batches(activations)
+            for s in batches(activations)
         ]
         return np.concatenate(parts)
 
     def damage(self, activations: Activations, reference: np.ndarray, values: np.ndarray) -> Damage:
         """Replace the region's outputs by `values` [sequences, positions, d] and compare with M, scored tokens only."""
-        tokens = activations.tokens
-        targets = np.concatenate([tokens[:, 1:], np.zeros_like(tokens[:, :1])], 1).astype(np.int32)
+        targets = next_tokens(activations.tokens)
         parts = [
             np.asarray(
                 self._damage(
                     self.model.params, values[s], activations.boundary_of(s), reference[s], jnp.asarray(targets[s])
                 )
             )
-            for s in _batches(activations)
+            for s in batches(activations)
         ]
-        out = nats_to_bits(np.concatenate(parts).astype(np.float64))
-        out[:, -1, 1] = np.nan
-        scored = activations.scored
-        return Damage(out[..., 0][scored], out[..., 1][scored])
+        return Damage.of_nats(np.concatenate(parts), activations.scored)
 
     def score_gradients(self, activations: Activations, seed: int) -> np.ndarray:
         """d log p(y) / d output at the scored positions, nats per unit, [n, d]; y is sampled from M itself."""
@@ -152,14 +190,20 @@ class Evaluator:
                     jnp.asarray(activations.outputs[s]), self.model.params, activations.boundary_of(s), keys[s.start]
                 )
             )
-            for s in _batches(activations)
+            for s in batches(activations)
         ]
         return np.concatenate(parts)[activations.scored]
 
 
-def _batches(activations: Activations) -> Iterator[slice]:
+def next_tokens(tokens: np.ndarray) -> np.ndarray:
+    """What each position predicts, int32; 0 where a sequence ends."""
+    return np.concatenate([tokens[:, 1:], np.zeros_like(tokens[:, :1])], 1).astype(np.int32)
+
+
+def batches(activations: Activations, tokens: int = BATCH_TOKENS) -> Iterator[slice]:
+    """Slices of sequences, of about `tokens` tokens each."""
     sequences, positions = activations.tokens.shape
-    size = max(1, min(sequences, BATCH_TOKENS // positions))
+    size = max(1, min(sequences, tokens // positions))
     while sequences % size:  # equal batches, so that nothing is compiled twice
         size -= 1
     return (slice(start, start + size) for start in range(0, sequences, size))

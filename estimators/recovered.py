@@ -3,8 +3,9 @@
     CE recovered = (CE_zero - CE_E) / (CE_zero - CE_M)          KL recovered = (KL_zero - KL_E) / KL_zero
     explained variance = 1 - sum |x - x_E|^2 / sum |x - mean x|^2
 
-(sae_lens/evals.py 6.54, `get_recons_loss` and `get_sparsity_and_variance_metrics`.) The ablation is zero, not the mean;
-special positions are neither replaced nor scored there, and here they carry their constant.
+(sae_lens/evals.py 6.54, `get_recons_loss` and `get_sparsity_and_variance_metrics`.) The ablation is zero,
+not the mean, and it is of special positions too; otherwise those are neither replaced nor scored there, and here they
+carry their constant.
 """
 
 from __future__ import annotations

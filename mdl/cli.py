@@ -103,7 +103,7 @@ _OPTIONS = (
     click.option("--text", type=_FILE, help="A text file to score on. [default: the embedded model's own]"),
     click.option("--tokens", type=_FILE, help="A .npy array of token ids to score on."),
     click.option("--dataset", type=_FOLDER, help="A Hugging Face dataset on disk to score on."),
-    click.option("--horizon", type=TokensType(), help="N, the tokens over which static bits are spread, e.g. 1e6."),
+    click.option("--horizon", type=TokensType(), help="N, the tokens over which static bits are spread. [default: 1M]"),
     click.option("--sequences", type=_COUNT, help="Held-out sequences to score."),
     click.option("--context", type=_COUNT, help="Tokens a sequence."),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split and of random choices."),

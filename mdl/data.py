@@ -123,7 +123,7 @@ def _dataset(
             )
     description = {"data": source, "data_sha256": _hash(*tokens), "context": int(tokens[0].shape[1]), "seed": seed}
     description["special_tokens"] = list(special)
-    return Dataset(*tokens, (groups[0], groups[1], groups[2]), special, description)
+    return Dataset(tokens[0], tokens[1], tokens[2], (groups[0], groups[1], groups[2]), special, description)
 
 
 def _shared_split(tokens: np.ndarray, special: tuple[int, ...], sizes: Sizes, seed: int, source: str) -> Dataset:

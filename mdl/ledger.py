@@ -221,7 +221,7 @@ def _read_score(raw: dict[str, Any]) -> Score:
     static = StaticCurve(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.pop("static").items()})
     entries = tuple(Entry(**e) for e in raw.pop("entries"))
     curve = tuple((p[0], p[1]) for p in raw.pop("curve"))
-    fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
     return Score(static=static, entries=entries, curve=curve, **fixed)
 
 

@@ -5,7 +5,7 @@ arrays: header arrays, paid with the first token, and part arrays, of which row 
 when the first token touches part i. Every number travels as an integer times a step 2^(e/4), e an integer that travels
 too; there are no floats in a message.
 
-    bytes = magic, version | number of sections | for each: kind, header arrays, part arrays       (one range coder)
+    bytes = magic, version | number of sections | for each: kind, header arrays, part arrays       (one stream)
 """
 
 from __future__ import annotations
@@ -14,88 +14,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdl.codes.adaptive_integer import AdaptiveInteger
+from mdl.codes.arrays import read_shortest, write_shortest
 from mdl.codes.bitstream import BitReader, BitWriter
-from mdl.codes.integers import floor_log2, read_count, read_signed_count, write_count, write_signed_count
-from mdl.codes.tables import DiscretisedGaussian, DiscretisedLaplace, TableCode
+from mdl.codes.integers import read_count, read_signed_count, write_count, write_signed_count
 from mdl.errors import CodeError, MessageError
 
 MAGIC = b"MDL\x01"
 STEPS_PER_OCTAVE = 4
 LARGEST_SYMBOL = 1 << 60
 MAX_ELEMENTS = 1 << 28  # an array larger than this is refused before anything is allocated
-ADAPTIVE_LIMIT = 16384  # beyond this many symbols the adaptive code, read bit by bit, is not used
 
 
 def step_exponent(step: float | np.ndarray) -> np.ndarray:
     """The integer e whose step 2^(e/4) is nearest to `step` (which must be positive) on the logarithmic grid."""
     return np.asarray(np.round(STEPS_PER_OCTAVE * np.log2(step)), np.int64)
-
-
-@dataclass(frozen=True)
-class OneClassCode:
-    """The adaptive integer code with a single class, for short arrays."""
-
-    code: AdaptiveInteger = AdaptiveInteger()
-
-    def bits(self, values: np.ndarray) -> float:
-        return float(self.code.bits(values, np.zeros(values.size, np.int64), 1)[0])
-
-    def symbol_bits(self, values: np.ndarray) -> np.ndarray:
-        return self.code.symbol_bits(values, np.zeros(values.size, np.int64), 1)
-
-    def write(self, writer: BitWriter, values: np.ndarray) -> None:
-        self.code.write(writer, values, np.zeros(values.size, np.int64), 1)
-
-    def read(self, reader: BitReader, count: int) -> np.ndarray:
-        if count > ADAPTIVE_LIMIT:
-            raise CodeError(f"{count} symbols under the adaptive code, which carries {ADAPTIVE_LIMIT} at most")
-        return self.code.read(reader, np.zeros(count, np.int64), 1)
-
-
-@dataclass(frozen=True)
-class BucketCode:
-    """Integers of any range, outliers among them: the first six binary digits under a table, the others as they are.
-
-    Buckets are |v| up to 63, then 32 an octave (as floating-point numbers with 5 bits of mantissa are), with the sign:
-    3711 at most, which a table always covers.
-    """
-
-    table: TableCode = TableCode()
-
-    def _buckets(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Signed bucket, number of further digits, and these."""
-        size = np.abs(values)
-        digits = np.maximum(floor_log2(np.maximum(size, 1)) - 5, 0)
-        return np.sign(values) * ((size >> digits) + 32 * digits), digits, size & ((1 << digits) - 1)
-
-    def bits(self, values: np.ndarray) -> float:
-        bucket, digits, _ = self._buckets(values)
-        return self.table.bits(bucket) + float(digits.sum())
-
-    def symbol_bits(self, values: np.ndarray) -> np.ndarray:
-        bucket, digits, _ = self._buckets(values)
-        return self.table.symbol_bits(bucket) + digits
-
-    def write(self, writer: BitWriter, values: np.ndarray) -> None:
-        bucket, digits, rest = self._buckets(values)
-        self.table.write(writer, bucket)
-        for n in np.unique(digits[digits > 0]):
-            writer.uniform(rest[digits == n], 1 << int(n))
-
-    def read(self, reader: BitReader, count: int) -> np.ndarray:
-        bucket = self.table.read(reader, count)
-        digits = np.maximum(np.abs(bucket) // 32 - 1, 0)
-        if digits.max(initial=0) > 56:
-            raise CodeError("an integer beyond 2**62; the stream was cut or damaged.")
-        size = (np.abs(bucket) - 32 * digits) << digits
-        for n in np.unique(digits[digits > 0]):
-            here = digits == n
-            size[here] += reader.uniform(int(here.sum()), 1 << int(n))
-        return np.sign(bucket) * size
-
-
-CODES = (TableCode(), DiscretisedLaplace(), DiscretisedGaussian(), BucketCode(), OneClassCode())
 
 
 @dataclass(frozen=True)
@@ -161,8 +93,9 @@ class Section:
 class Message:
     """Sections as bytes, with what each part contributes.
 
-    `data`: the whole file; `part_bits[s]` [n_parts of section s]: what the first use of each part costs; everything else
-    (structure, tables, header arrays, the range coder's padding) is `header_bits`, so that the sum is 8 * len(data); `information_bits` is the ideal length, sum of -log2 p.
+    `data`: the whole file; `part_bits[s]` [n_parts of section s]: what the first use of each part costs; all else
+    (structure, tables, header arrays, padding) is `header_bits`, so that the sum is 8 * len(data); `information_bits`
+    is the ideal length, sum of -log2 p.
     """
 
     data: bytes
@@ -230,30 +163,6 @@ def _read_text(reader: BitReader) -> str:
     return bytes(reader.uniform(length, 128).astype(np.uint8)).decode("ascii")
 
 
-def _write_symbols(writer: BitWriter, symbols: np.ndarray) -> np.ndarray:
-    """Write integers with the shortest of CODES, named first; returns the bits of each symbol, tables left out."""
-    lengths = [_length(code, symbols) for code in CODES[:-1]]
-    if symbols.size <= ADAPTIVE_LIMIT:
-        lengths.append(CODES[-1].bits(symbols))
-    best = int(np.argmin(lengths))
-    writer.uniform(np.array([best]), len(CODES))
-    code = CODES[best]
-    code.write(writer, symbols)
-    return code.symbol_bits(symbols)
-
-
-def _length(code: TableCode | DiscretisedLaplace | DiscretisedGaussian | BucketCode, symbols: np.ndarray) -> float:
-    """Bits, or infinity where the alphabet is too wide for the code."""
-    try:
-        return code.bits(symbols)
-    except CodeError:
-        return np.inf
-
-
-def _read_symbols(reader: BitReader, n: int) -> np.ndarray:
-    return CODES[int(reader.uniform(1, len(CODES))[0])].read(reader, n)
-
-
 def _write_array(writer: BitWriter, array: QuantisedArray) -> np.ndarray:
     """Shape, row steps relative to the finest, then the symbols of each step class together. Returns bits a row."""
     rows, columns = array.symbols.shape
@@ -265,10 +174,10 @@ def _write_array(writer: BitWriter, array: QuantisedArray) -> np.ndarray:
     write_signed_count(writer, base)
     relative = array.exponents - base
     writer.uniform(np.array([int(relative.any())]), 2)
-    cost = _write_symbols(writer, relative) if relative.any() else np.zeros(rows)
+    cost = write_shortest(writer, relative) if relative.any() else np.zeros(rows)
     for level in np.unique(relative):
         chosen = relative == level
-        bits = _write_symbols(writer, array.symbols[chosen].ravel())
+        bits = write_shortest(writer, array.symbols[chosen].ravel())
         cost[chosen] += bits.reshape(-1, columns).sum(1)
     return cost
 
@@ -281,11 +190,11 @@ def _read_array(reader: BitReader) -> QuantisedArray:
         return QuantisedArray(np.zeros((rows, columns), np.int64), np.zeros(rows, np.int64))
     base = read_signed_count(reader)
     if not reader.uniform(1, 2)[0]:
-        symbols = _read_symbols(reader, rows * columns).reshape(rows, columns)
+        symbols = read_shortest(reader, rows * columns).reshape(rows, columns)
         return QuantisedArray(symbols, np.full(rows, base))
-    relative = _read_symbols(reader, rows)
+    relative = read_shortest(reader, rows)
     symbols = np.zeros((rows, columns), np.int64)
     for level in np.unique(relative):
         chosen = relative == level
-        symbols[chosen] = _read_symbols(reader, int(chosen.sum()) * columns).reshape(-1, columns)
+        symbols[chosen] = read_shortest(reader, int(chosen.sum()) * columns).reshape(-1, columns)
     return QuantisedArray(symbols, relative + base)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from mdl import plugins
 from mdl.data import Dataset, Sizes, embedded_text, from_dataset, from_text, from_tokens
 from mdl.errors import DataError, ExplanationError, TaskError
 from mdl.ledger import Score, Scorecard
-from mdl.models import Model, load_model
+from mdl.models import Model, TorchModel, load_model
 from mdl.protocols import Decomposition
 from mdl.task import ACTIVATIONS, BEHAVIOUR, DEFAULT_FIDELITIES, Task, build_task, parse_region
 
@@ -43,15 +43,16 @@ def embedded_saes() -> list[Path]:
     return sorted(p.parent for p in (EMBEDDED / "saes").glob("*/cfg.json"))
 
 
-def default_explanations(model: Model, region_text: str) -> list[str]:
+def default_explanations(model: Model | TorchModel, region_text: str) -> list[str]:
     """The yardsticks that make sense for the region, and the embedded SAEs where it is theirs."""
     region = parse_region(region_text, model)
     names = [YARDSTICK, "token-table"]
     if region.output == "logits":
         return names
-    if region.input != "tokens" or model.config.tied:
+    if region.input != "tokens" or (isinstance(model, Model) and model.config.tied):
         names.append("affine")
-    ranks = (model.config.d_model // 8, model.config.d_model // 2)
+    width = model.site_width(region.output)
+    ranks = (width // 8, width // 2)
     names += [f"pca:rank={rank}" for rank in ranks] + ["clusters:k=64", "clusters:k=512", "random-dictionary"]
     if region_text == EMBEDDED_REGION and model.name == EMBEDDED_NAME:
         names += [f'sae:path="{path}"' for path in embedded_saes()]
@@ -59,7 +60,7 @@ def default_explanations(model: Model, region_text: str) -> list[str]:
 
 
 def load_data(
-    model: Model,
+    model: Model | TorchModel,
     *,
     text: Path | None = None,
     tokens: Path | None = None,
@@ -72,7 +73,7 @@ def load_data(
 
     **Raises:** `DataError` if the context is longer than the model's, or the source cannot be used.
     """
-    limit = model.config.n_ctx
+    limit = model.n_ctx or sys.maxsize if isinstance(model, TorchModel) else model.config.n_ctx
     if context is not None and not 2 <= context <= limit:
         raise DataError(f"a context of {context} tokens is asked for; this model takes 2 to {limit}")
     length = min(context or DEFAULT_CONTEXT, limit)
@@ -142,7 +143,7 @@ def score(
 
 
 def compare(
-    model: str | Path | Model | None = None,
+    model: str | Path | object | None = None,
     region: str | None = None,
     *,
     explanations: Sequence[str | Decomposition] | None = None,
@@ -153,20 +154,22 @@ def compare(
     dataset: Path | None = None,
     context: int | None = None,
     sequences: int | None = None,
-    horizon: float = DEFAULT_HORIZON,
+    horizon: float | None = None,
     seed: int = 0,
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> Scorecard:
     """Compare explanations of a region of a model, on some text, in bits.
 
-    All defaults: the embedded model, its middle residual stream, its SAEs, every yardstick. Explanations are given as
+    All defaults: the embedded model, its middle residual stream, its SAEs, every yardstick. `model`: what `load_model`
+    takes or gives; a torch module without an adapter needs a region, "upstream of SUBMODULE". Explanations are given as
     "NAME:key=value" or as objects; "nothing", the yardstick of all others, is always among them. `out` gets
     scorecard.json and messages/, each file written whole or not at all.
 
     **Raises:** `MDLError` of the kind that fits, before any long work where that can be known.
     """
-    loaded = model if isinstance(model, Model) else embedded_model() if model is None else load_model(model)
+    loaded = _loaded(model)
+    horizon = DEFAULT_HORIZON if horizon is None else horizon
     region = region or (EMBEDDED_REGION if model is None else _middle(loaded))
     wanted = list(explanations) if explanations else default_explanations(loaded, region)
     if explanations and YARDSTICK not in wanted:
@@ -175,13 +178,11 @@ def compare(
     place = parse_region(region, loaded)
     check_phenomena(place.output, phenomena, fidelities)
     check_horizon(horizon)
-    width = loaded.config.d_vocab if place.output == "logits" else loaded.site_width(place.output)
+    width = loaded.site_width(place.output)
     for decomposition in decompositions:
         if check := getattr(decomposition, "check", None):
             check(place.output, width, loaded.name)
-    data = load_data(
-        loaded, text=text, tokens=tokens, dataset=dataset, context=context, sequences=sequences, seed=seed
-    )
+    data = load_data(loaded, text=text, tokens=tokens, dataset=dataset, context=context, sequences=sequences, seed=seed)
     task = build_task(loaded, region, data, progress or _silent)
     card, messages = score(
         task,
@@ -233,7 +234,18 @@ def check_horizon(horizon: float) -> None:
         raise TaskError(f"a horizon of {horizon:g} tokens: it is the N of total(N), from 1 to 1e15")
 
 
-def _middle(model: Model) -> str:
+def _loaded(model: str | Path | object | None) -> Model | TorchModel:
+    if isinstance(model, Model | TorchModel):
+        return model
+    return embedded_model() if model is None else load_model(model)
+
+
+def _middle(model: Model | TorchModel) -> str:
+    if isinstance(model, TorchModel):
+        raise TaskError(
+            f"{model.name} runs as a torch module, without an adapter, so it has no default region: give 'upstream of "
+            "NAME', NAME being a submodule through which everything passes, such as a whole block."
+        )
     return f"upstream of blocks.{model.config.n_layers // 2}.hook_resid_pre"
 
 

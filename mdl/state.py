@@ -35,10 +35,17 @@ class StreamLength:
 class State(Protocol):
     """Symbols of one stream over n tokens."""
 
-    n_tokens: int
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens n."""
+        ...
+
+    def bits(self) -> float:
+        """The exact length in bits under this kind's code."""
+        ...
 
     def length(self) -> StreamLength:
-        """The exact length in bits under this kind's code."""
+        """The same length, with its share of learning and its spread over tokens."""
         ...
 
     def touched(self) -> scipy.sparse.csr_array | None:
@@ -60,6 +67,9 @@ class NoState:
     """Explanations that are functions of the inputs are told nothing."""
 
     n_tokens: int
+
+    def bits(self) -> float:
+        return 0.0
 
     def length(self) -> StreamLength:
         return StreamLength(0.0, 0.0, np.zeros(self.n_tokens), "none")
@@ -88,6 +98,9 @@ class DenseState:
     def _flat(self) -> tuple[np.ndarray, np.ndarray]:
         n, width = self.values.shape
         return self.values.ravel(), np.tile(np.arange(width), n)
+
+    def bits(self) -> float:
+        return float(np.sum(AdaptiveInteger().bits(*self._flat(), self.values.shape[1]))) if self.values.size else 0.0
 
     def length(self) -> StreamLength:
         values, classes = self._flat()
@@ -149,6 +162,13 @@ class SparseState:
         """The same symbols when the parts are sent in another order: the new part i is the old part order[i]."""
         return SparseState.from_matrix(self.matrix()[:, order], self.classes[order], self.signed)
 
+    def bits(self) -> float:
+        support = IntroductionCode().bits((self.tokens, self.features), self.n_tokens).total
+        if not self.values.size:
+            return support
+        code = AdaptiveInteger(signed=self.signed, with_zero=False)
+        return support + float(np.sum(code.bits(self.values, self.classes[self.features], int(self.classes.max()) + 1)))
+
     def length(self) -> StreamLength:
         support = IntroductionCode().bits((self.tokens, self.features), self.n_tokens)
         total, learning, per_token = support.total, support.learning, support.per_token
@@ -185,6 +205,9 @@ class IndexState:
     def reordered(self, order: np.ndarray) -> IndexState:
         """The same symbols when the parts are sent in another order: the new part i is the old part order[i]."""
         return IndexState(np.argsort(order)[self.indices], self.n_parts)
+
+    def bits(self) -> float:
+        return IndexCode().bits(self.indices)[0]
 
     def length(self) -> StreamLength:
         total, per_token = IndexCode().bits(self.indices)

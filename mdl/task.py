@@ -2,11 +2,12 @@
 
 A region is a contiguous piece of the computational graph: the receiver can compute what enters it, and runs the rest of
 the model behind it. It is given as text: "upstream of blocks.2.hook_resid_pre", "blocks.1.mlp", "blocks.1.attn", or
-"model".
+"model"; for a torch module without an adapter, "upstream of " a submodule's name, or "model".
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import numpy as np
 from mdl.data import Dataset
 from mdl.errors import DataError, TaskError, did_you_mean
 from mdl.models.model import Model
+from mdl.models.torch_path import TorchModel
 from mdl.models.transformer import run
 from mdl.protocols import Inputs, Sample
 
@@ -26,6 +28,7 @@ BEHAVIOUR, ACTIVATIONS = "behaviour", "activations"
 DEFAULT_FIDELITIES = (0.1, 0.01, 0.001)
 HEADLINE_FIDELITY = 0.01
 PREFIX_TOKENS = 4096  # tokens per call of the prefix
+TORCH_TOKENS = 1024  # tokens per call of a torch module, which goes on to the logits
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,13 @@ class Region:
     output: str
 
 
-def parse_region(text: str, model: Model) -> Region:
+def parse_region(text: str, model: Model | TorchModel) -> Region:
     """Read a region's text. **Raises:** `TaskError` with the forms that exist, or the nearest site names."""
     text = " ".join(text.split())
     if text == "model":
         return Region(text, "tokens", "logits")
+    if isinstance(model, TorchModel):
+        return _torch_region(text, model)
     if match := re.fullmatch(r"blocks\.(\d+)\.(mlp|attn)", text):
         layer, part = int(match[1]), match[2]
         if layer >= model.config.n_layers:
@@ -67,8 +72,22 @@ def parse_region(text: str, model: Model) -> Region:
     raise TaskError(f"no region {text!r}.{did_you_mean(text, forms)} A region is one of: {', '.join(forms)}.")
 
 
-def region_flops(model: Model, region: Region, context: int) -> int:
-    """FLOPs per token (a multiply-add is two) between the region's boundaries."""
+def _torch_region(text: str, model: TorchModel) -> Region:
+    match = re.fullmatch(r"upstream of (\S+)", text)
+    if not match:
+        near = did_you_mean(text, [f"upstream of {site}" for site in model.sites()])
+        raise TaskError(
+            f"no region {text!r}.{near} {model.name} runs as a torch module, without an adapter: its regions are "
+            "'upstream of NAME', NAME being a submodule's, and 'model'."
+        )
+    model.check_site(match[1])
+    return Region(text, "tokens", match[1])
+
+
+def region_flops(model: Model | TorchModel, region: Region, context: int) -> int | float:
+    """FLOPs per token (a multiply-add is two) between the region's boundaries; NaN for a torch module: unknown."""
+    if isinstance(model, TorchModel):
+        return math.nan
     if region.output == "logits":
         return model.flops_per_token(context)
     before = 0 if region.input == "tokens" else model.flops_upstream(region.input, context)
@@ -108,7 +127,7 @@ class Activations:
 
     def head(self, sequences: int) -> Activations:
         """The first sequences only, for a quick look."""
-        cut = {k: None if v is None else v[:sequences] for k, v in self.__dict__.items()}
+        cut: dict[str, Any] = {k: None if v is None else v[:sequences] for k, v in self.__dict__.items()}
         return Activations(**cut)
 
 
@@ -121,7 +140,7 @@ class Task:
     `description`: model, data and their hashes, which go into the scorecard.
     """
 
-    model: Model
+    model: Model | TorchModel
     region: Region
     fit_activations: Activations
     tune_activations: Activations
@@ -142,22 +161,26 @@ class Task:
         return replace(self, held_out=None)
 
 
-def build_task(model: Model, region_text: str, data: Dataset, progress: Callable[..., Any]) -> Task:
+def build_task(model: Model | TorchModel, region_text: str, data: Dataset, progress: Callable[..., Any]) -> Task:
     """Run the model once over all the data and keep what the region's boundaries carry.
 
     **Raises:** `TaskError` for the region, `DataError` for sequences longer than the model's context or token ids
     beyond its vocabulary, all before any long work; `DataError` for activations that are not finite.
     """
     region = parse_region(region_text, model)
-    context, vocabulary = model.config.n_ctx, model.config.d_vocab
-    if data.fit.shape[1] > context and model.config.positions == "learned":
-        raise DataError(f"sequences of {data.fit.shape[1]} tokens exceed the model's context of {context}: use --context")
+    context, vocabulary = _limits(model)
+    if data.fit.shape[1] > context:
+        raise DataError(
+            f"sequences of {data.fit.shape[1]} tokens exceed the model's context of {context}: use --context"
+        )
     largest = max(int(t.max()) for t in (data.fit, data.tune, data.held_out))
     if largest >= vocabulary:
         raise DataError(
             f"token id {largest} is outside the model's vocabulary of {vocabulary}: the tokens were probably made by "
             "another tokenizer"
         )
+    if isinstance(model, TorchModel):
+        _check_cut(model, region, data.fit[:2])
     parts = []
     for index, (name, tokens, groups) in enumerate(data.splits()):
         progress(f"running the model on {name} data", index, 3)
@@ -177,11 +200,33 @@ def build_task(model: Model, region_text: str, data: Dataset, progress: Callable
         "held_out_tokens": parts[2].n_tokens,
         "held_out_units": int(parts[2].groups.max()) + 1,
     }
-    return Task(model, region, *parts, description)
+    return Task(model, region, parts[0], parts[1], parts[2], description)
 
 
-def collect(model: Model, region: Region, tokens: np.ndarray, scored: np.ndarray, groups: np.ndarray) -> Activations:
+def _limits(model: Model | TorchModel) -> tuple[int | float, int]:
+    """The longest sequence (infinite where positions have no end, or none is known), and the number of token ids."""
+    if isinstance(model, TorchModel):
+        return model.n_ctx or math.inf, model.site_width("logits")
+    return model.config.n_ctx if model.config.positions == "learned" else math.inf, model.config.d_vocab
+
+
+def _check_cut(model: TorchModel, region: Region, tokens: np.ndarray) -> None:
+    if region.output != "logits" and not model.is_cut_by(region.output, tokens):
+        raise TaskError(
+            f"region {region.name!r}: {region.output} does not cut the model in two: with its output held fixed, the "
+            "logits still change with the tokens, so something passes beside it (such as the residual stream). Take a "
+            "submodule through which everything passes, such as a whole block."
+        )
+
+
+def collect(
+    model: Model | TorchModel, region: Region, tokens: np.ndarray, scored: np.ndarray, groups: np.ndarray
+) -> Activations:
     """M's activations at the region's boundaries. **Raises:** `DataError` naming the site that is not finite."""
+    if isinstance(model, TorchModel):
+        outputs = _torch_outputs(model, region.output, tokens)
+        _check_finite(region.output, outputs)
+        return Activations(tokens, scored, groups, outputs, None, None)
     boundary = None if region.output == "logits" else model.start_of(region.output)[2]
     reads = {region.output}
     if region.input != "tokens":
@@ -199,10 +244,21 @@ def collect(model: Model, region: Region, tokens: np.ndarray, scored: np.ndarray
             found[name].append(np.asarray(value[: len(batch)], np.float32))
     arrays = {name: np.concatenate(values) for name, values in found.items()}
     for name, value in arrays.items():
-        if bad := int((~np.isfinite(value)).sum()):
-            raise DataError(f"{bad} of {value.size} activations at {name} are NaN or infinite: check the weights")
+        _check_finite(name, value)
     inputs = arrays.get(region.input)
     if region.input == "tokens" and model.config.tied and region.output != "logits":
         inputs = np.asarray(model.params["embed"]["W_E"])[tokens]
     beside = arrays[boundary] if boundary in arrays and boundary != region.output else None
     return Activations(tokens, scored, groups, arrays[region.output], inputs, beside)
+
+
+def _torch_outputs(model: TorchModel, site: str, tokens: np.ndarray) -> np.ndarray:
+    """The module's activations at one site, float32 [sequences, positions, d]."""
+    size = max(1, TORCH_TOKENS // tokens.shape[1])
+    batches = [tokens[start : start + size] for start in range(0, len(tokens), size)]
+    return np.concatenate([np.asarray(model.run(batch, [site])[site], np.float32) for batch in batches])
+
+
+def _check_finite(name: str, value: np.ndarray) -> None:
+    if bad := int((~np.isfinite(value)).sum()):
+        raise DataError(f"{bad} of {value.size} activations at {name} are NaN or infinite: check the weights")

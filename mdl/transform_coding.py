@@ -21,7 +21,7 @@ KIND = "components"
 SHIFT_UNITS = 32  # reconstruction points are sent in 1/32 of a step
 LARGEST_LEVEL = 1 << 30  # a step so fine that this is exceeded is far beyond float32 anyway
 SHIFT_LEVELS = 3  # for |q| = 1, 2, and 3 or more
-# -dD/dR of a uniform quantiser at high rate, in steps squared per bit: 2 ln 2 / 12. Thresholds spend bits at this price.
+# -dD/dR of a uniform quantiser at high rate, in steps squared per bit: 2 ln 2 / 12. Thresholds spend bits at it.
 PRICE = 2.0 * np.log(2.0) / 12.0
 
 
@@ -40,7 +40,9 @@ class ComponentsDecoder:
             raise MessageError("a 'components' section has one header array (mean) and two part arrays (rows, shifts)")
         mean, (rows, shifts) = section.header[0].values()[0], (a.values() for a in section.parts)
         if rows.shape[1] != len(mean) or shifts.shape[1] != SHIFT_LEVELS:
-            raise MessageError(f"'components': rows {rows.shape}, shifts {shifts.shape} do not fit a mean of {len(mean)}")
+            raise MessageError(
+                f"'components': rows {rows.shape}, shifts {shifts.shape} do not fit a mean of {len(mean)}"
+            )
         return cls(mean, rows, shifts / np.float32(SHIFT_UNITS))
 
     def predict(self, inputs: Inputs, state: State) -> np.ndarray:
@@ -77,10 +79,12 @@ class Axes:
 
 
 def moments(errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [d] and covariance [d, d] of errors [n, d], float64."""
+    """Mean [d] and covariance [d, d] of errors [n, d]; float64, the products in float32 in blocks of 8,192 rows."""
     mean = errors.mean(0, dtype=np.float64)
-    centred = errors - mean
-    return mean, centred.T @ centred / len(errors)
+    total = np.zeros((errors.shape[1],) * 2)
+    for block in np.array_split((errors - mean).astype(np.float32), max(1, len(errors) // 8192)):
+        total += block.T @ block
+    return mean, total / len(errors)
 
 
 def principal_axes(mean: np.ndarray, covariance: np.ndarray, root: np.ndarray) -> Axes:
@@ -115,9 +119,9 @@ def fit_quantiser(u: np.ndarray, step: float, rounds: int = 3) -> Quantiser:
     r"""Entropy-constrained thresholds for a given step, from coordinates u [n, r] of tuning data.
 
     A value goes to the level that minimises (u - r(q))^2 + price * step^2 * bits(q): between 0 and 1 the threshold is
-    1/2 + price/2 * (bits(1) - bits(0)), above it all levels shift by price/2 times the bits a level costs more than the
-    one below (geometric tail). bits(.) follow from the histogram of each axis, so the rule is iterated. An axis of little
-    variance drives its own threshold up and goes silent: reverse water-filling.
+    1/2 + price/2 * (bits(1) - bits(0)), above it all levels shift by price/2 times the bits a level costs more than
+    the one below (geometric tail). bits(.) follow from the histogram of each axis, so the rule is iterated. An axis of
+    little variance drives its own threshold up and goes silent: reverse water-filling.
     """
     size = np.abs(u) / np.float32(step)
     n, width = u.shape
@@ -149,9 +153,30 @@ def _levels(size: np.ndarray, zero: np.ndarray, rounding: np.ndarray) -> np.ndar
 
 
 def components_section(axes: Axes, quantiser: Quantiser, settings: Settings) -> Section:
-    """What the receiver needs of a transform: mean, rows times step, reconstruction points; quantised for the horizon."""
+    """What the receiver needs: mean, rows times step, reconstruction points; quantised for the horizon."""
     rows = QuantisedArray.from_values(
         quantiser.step * axes.synthesis, settings.static_step(np.maximum(quantiser.energy, 1e-6))
     )
     mean = QuantisedArray.from_values(axes.mean, settings.static_step(1.0))
     return Section(KIND, (mean,), (rows, QuantisedArray.from_integers(quantiser.shifts)))
+
+
+@dataclass(frozen=True)
+class TransformCoder:
+    """The sender's side: axes and the quantiser of their coordinates. The receiver's is `ComponentsDecoder`."""
+
+    axes: Axes
+    quantiser: Quantiser
+
+    @classmethod
+    def fit(cls, axes: Axes, examples: np.ndarray, step: float) -> TransformCoder:
+        """Thresholds and reconstruction points from examples [n, d] of what is going to be coded."""
+        return cls(axes, fit_quantiser(axes.transform(examples), step))
+
+    def encode(self, errors: np.ndarray) -> DenseState:
+        """Symbols for errors [n, d]."""
+        return DenseState(self.quantiser.quantise(self.axes.transform(errors)))
+
+    def section(self, settings: Settings) -> Section:
+        """What the receiver needs."""
+        return components_section(self.axes, self.quantiser, settings)

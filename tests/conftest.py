@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from decompositions.baselines import Nothing
-from estimators.fidelity import Bench, Solution, Solver
+from estimators.fidelity import Bench
+from estimators.solver import Solution, Solver
 from mdl.data import Dataset
 from mdl.models import load_model
 from mdl.models.model import Model

@@ -167,7 +167,7 @@ def is_main(node: ast.stmt) -> bool:
 
 @pytest.mark.parametrize("name", sorted(n for n in MODULES if not n.startswith("experiments")))
 def test_a_module_only_defines(name: str) -> None:
-    """At the top of a module: docstring, imports, definitions, constants; nothing that acts."""
+    """At the top of a module: docstring, imports, definitions, constants. No loops, no files, nothing that acts."""
     for node in ast.parse(MODULES[name].read_text()).body:
         if is_main(node) or is_type_checking(node):
             continue

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from mdl.codes.arrays import ADAPTIVE_LIMIT
 from mdl.errors import MessageError
 from mdl.message import (
-    ADAPTIVE_LIMIT,
     MAGIC,
     STEPS_PER_OCTAVE,
     Message,

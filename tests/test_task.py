@@ -99,7 +99,7 @@ def test_activations_are_the_models_own(text: str, tiny_model: Model, tiny_data:
 
 
 def test_what_the_receiver_knows_of_the_input(tiny_model: Model, tiny_data: Dataset) -> None:
-    """A tied embedding is the unembedding's too, which lies outside the region: its rows are known."""
+    """A tied embedding lies outside the region (the unembedding is downstream), so its rows are known."""
     tied = build_task(tiny_model, "upstream of blocks.1.hook_resid_pre", tiny_data, silent)
     assert np.array_equal(tied.fit_activations.inputs, np.asarray(tiny_model.params["embed"]["W_E"])[tiny_data.fit])
     assert build_task(tiny_model, "model", tiny_data, silent).fit_activations.inputs is None

@@ -63,7 +63,7 @@ def data() -> np.ndarray:
 
 
 def excess(data: np.ndarray, step: float) -> tuple[float, float]:
-    """Bits a token: used, and by reverse water-filling at the measured distortion plus the gap an active axis."""
+    """Bits a token used, over reverse water-filling at the measured distortion plus the gap an active axis."""
     axes, state, decoded = coded(data, step, np.eye(WIDTH))
     distortion = float(np.mean(np.sum(np.square(data - decoded), 1)))
     bound, shares = reverse_water_filling(axes.variances, distortion)

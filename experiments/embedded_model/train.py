@@ -24,12 +24,13 @@ from rich.progress import Progress
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
 from mdl.data import standard_library
+from mdl.models.gpt2 import save_gpt2_checkpoint
+from mdl.models.model import Model, fingerprint_of
 from mdl.models.transformer import TransformerConfig, run
 
+NAME = "embedded-python-gpt2"
 END_OF_TEXT = "<|endoftext|>"
-CONFIG = TransformerConfig(
-    n_layers=4, d_model=192, n_heads=6, d_head=32, d_vocab=2048, n_ctx=256, d_mlp=768, tied=True
-)
+CONFIG = TransformerConfig(n_layers=4, d_model=192, n_heads=6, d_head=32, d_vocab=2048, n_ctx=256, d_mlp=768, tied=True)
 
 
 def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
@@ -161,10 +162,10 @@ def restore(path: Path, tree: object) -> tuple[object, int]:
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for checkpoints and the result.")
-@click.option("--steps", default=3600, show_default=True)
+@click.option("--steps", default=2800, show_default=True)
 @click.option("--batch", default=16, show_default=True, help="Sequences a step.")
 @click.option("--rate", default=0.02, show_default=True, help="Muon's peak learning rate; Adam's is a sixth of it.")
-@click.option("--decay", default=0.4, show_default=True, help="Last fraction of the steps, in which the rate falls.")
+@click.option("--decay", default=0.36, show_default=True, help="Last fraction of the steps, in which the rate falls.")
 @click.option("--seed", default=0, show_default=True)
 def main(out: Path, steps: int, batch: int, rate: float, decay: float, seed: int) -> None:
     """Train, checkpointing every 200 steps into OUT."""
@@ -201,7 +202,8 @@ def main(out: Path, steps: int, batch: int, rate: float, decay: float, seed: int
                 recent.clear()
             if (step + 1) % 200 == 0 or step + 1 == steps:
                 save(checkpoint, (params, state), step=step + 1)
-    save(out / "weights.npz", params, step=steps)
+    trained = Model(CONFIG, params, NAME, fingerprint_of(CONFIG, params), tokenizer)
+    save_gpt2_checkpoint(trained, out / NAME, "float16", tokenizer)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ from mdl.models.transformer import run
 
 SITE = "blocks.2.hook_resid_pre"
 CONTEXT = 256
-BATCH = 1024  # activations a training step
-RATE = 4e-3  # of Adam; at a few thousand steps the usual 3e-4 is far from converged
+BATCH = 512  # activations a training step
+RATE = 3e-3  # of Adam; in a few thousand steps the usual 3e-4 stays far from converged
 SEQUENCES = 16  # windows a forward pass
 HELD_OUT_TOKENS = 40_000
 
@@ -62,10 +62,10 @@ def recipes(width: int, steps: int, metadata: dict[str, Any]) -> dict[str, Train
             jumprelu_init_threshold=0.1,
             l0_coefficient=0.15,
             l0_warm_up_steps=steps // 2,
-            pre_act_loss_coefficient=3e-4,
+            pre_act_loss_coefficient=3e-3,
             **shared(8),
         ),
-        "standard-4x": StandardTrainingSAEConfig(l1_coefficient=2.0, l1_warm_up_steps=steps // 10, **shared(4)),
+        "standard-4x": StandardTrainingSAEConfig(l1_coefficient=1.2, l1_warm_up_steps=steps // 10, **shared(4)),
     }
 
 
@@ -165,10 +165,13 @@ def save(sae: TrainingSAE, folder: Path, held_out: np.ndarray, training: Mapping
 def train_all(
     activations: np.ndarray, held_out: np.ndarray, out: Path, model_name: str, seed: int, say: Callable[[str], Any]
 ) -> None:
-    """Train, save and measure every recipe on the same activations."""
+    """Train, save and measure every recipe on the same activations; what OUT already has is left as it is."""
     metadata = {"hook_name": SITE, "model_name": model_name, "context_size": CONTEXT, "prepend_bos": True}
     samples = len(activations)
     for name, config in recipes(activations.shape[1], samples // BATCH, metadata).items():
+        if (out / name / "metrics.json").exists():
+            say(f"{name}: already in {out}")
+            continue
         started = time.time()
         sae = train(config, activations, samples, seed)
         seconds = time.time() - started

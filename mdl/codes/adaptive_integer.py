@@ -53,6 +53,8 @@ def _check_symbols(values: np.ndarray, classes: np.ndarray, n_classes: int) -> N
         raise CodeError(f"{values.size} values need as many classes, not {classes.size}.")
     if values.size == 0:
         return
+    if not np.issubdtype(values.dtype, np.integer):
+        raise CodeError(f"{values.size} values of type {values.dtype}: symbols are integers; quantise them first.")
     if values.min() < -MAX_INTEGER or values.max() > MAX_INTEGER:
         raise CodeError(f"values from {values.min()} to {values.max()} leave the code's range of +-(2**62 - 1).")
     if classes.min() < 0 or classes.max() >= n_classes:

@@ -168,18 +168,23 @@ SCALE_GRID = 256
 _PEAK = 1 << 24
 
 
-@lru_cache(maxsize=64)
 def parametric_weights(family: Literal["laplace", "gaussian"], grid: int, largest: int) -> tuple[int, ...]:
     """8 ceil(b) + floor(2**24 f(k)) for |k| = 0 ... `largest`, with f(k) = exp(-k / b) or exp(-k**2 / (2 b**2)).
 
     b is the scale of `grid`; the first term keeps every probability above some 2**-23, within what the coder resolves.
     Computed in decimal arithmetic of 50 digits, and so the same everywhere.
     """
+    size = max(64, 1 << largest.bit_length())  # whole powers of two, so that few tables are ever computed
+    return _weights(family, grid, size)[: largest + 1]
+
+
+@lru_cache(maxsize=1024)
+def _weights(family: Literal["laplace", "gaussian"], grid: int, size: int) -> tuple[int, ...]:
     with decimal.localcontext(decimal.Context(prec=50)):
         scale = (decimal.Decimal(grid - 64) / 8 * decimal.Decimal(2).ln()).exp()
         tail = 8 * math.ceil(scale)
         weights = []
-        for k in range(largest + 1):
+        for k in range(size):
             ratio = decimal.Decimal(k) / scale
             exponent = ratio if family == "laplace" else ratio * ratio / 2
             weights.append(tail + int(_PEAK * (-min(exponent, decimal.Decimal(60))).exp()))

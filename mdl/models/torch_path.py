@@ -16,19 +16,24 @@ from mdl.models.sites import LOGITS, check_site
 from mdl.models.state_dict import as_float32
 
 TorchWrite = np.ndarray | Callable[[np.ndarray], np.ndarray]
+NAMED_OUTPUTS = ("logits", "last_hidden_state")  # where transformers' output classes keep the tensor
+CONTEXT_SETTINGS = ("max_position_embeddings", "n_ctx", "block_size")  # of a module's `config`, the usual names
+CUT_TOLERANCE = 1e-4  # of the largest logit
 
 
 def _first(output: Any) -> Any:
-    """The tensor in a module's output: itself, its `logits`, or the first of a tuple."""
-    if hasattr(output, "logits"):
-        return output.logits
+    """The tensor in a module's output: itself, its `logits` or `last_hidden_state`, or the first of a tuple."""
+    for name in NAMED_OUTPUTS:
+        if hasattr(output, name):
+            return getattr(output, name)
     return output[0] if isinstance(output, tuple | list) else output
 
 
 def _with_first(output: Any, tensor: Any) -> Any:
-    if hasattr(output, "logits"):
-        output.logits = tensor
-        return output
+    for name in NAMED_OUTPUTS:
+        if hasattr(output, name):
+            setattr(output, name, tensor)
+            return output
     return type(output)((tensor, *output[1:])) if isinstance(output, tuple | list) else tensor
 
 
@@ -73,6 +78,36 @@ class TorchModel:
         """How many numbers the weights are; shared ones are counted once."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
+    @property
+    def n_ctx(self) -> int | None:
+        """The longest sequence, where the module has a `config` that says it under one of the usual names."""
+        config = getattr(self.module, "config", None)
+        found = (getattr(config, name, None) for name in CONTEXT_SETTINGS)
+        return next((value for value in found if isinstance(value, int)), None)
+
+    def site_width(self, name: str) -> int:
+        """Numbers per token at a site, from one run on two tokens.
+
+        **Raises:** `ModelError` for a site whose value is not [sequences, positions, width].
+        """
+        shape = self.run(np.zeros((1, 2), np.int32), [name])[name].shape
+        if len(shape) != 3 or shape[:2] != (1, 2):
+            raise ModelError(
+                f"on token ids of shape (1, 2), {name!r} gives {shape}; a region ends where the shape is [sequences, "
+                "positions, width]. Choose a submodule of that output, such as a whole block."
+            )
+        return int(shape[2])
+
+    def is_cut_by(self, site: str, tokens: np.ndarray) -> bool:
+        """Whether the output depends on the token ids through `site` alone.
+
+        Tried on `tokens` [sequences, positions]: with the value at the site held fixed, other tokens may not change it.
+        """
+        own = self.run(tokens, [site, LOGITS])
+        others = np.ascontiguousarray(tokens.reshape(-1)[::-1].reshape(tokens.shape))
+        change = self.run(others, [LOGITS], {site: own[site]})[LOGITS] - own[LOGITS]
+        return not (np.abs(change) > CUT_TOLERANCE * np.abs(own[LOGITS]).max()).any()
+
     def run(
         self, start: Any, reads: Collection[str], writes: Mapping[str, TorchWrite] | None = None
     ) -> dict[str, np.ndarray]:
@@ -86,44 +121,75 @@ class TorchModel:
         """
         import torch
 
-        writes = writes or {}
-        for name in (*reads, *writes):
+        writes, found = writes or {}, {}
+
+        def visitor(name: str) -> Callable[[Any], Any]:
+            def visit(value: Any) -> Any:
+                if name in writes:
+                    value = _written(name, writes[name], value)
+                if name in reads:
+                    found[name] = as_numpy(value)
+                return value
+
+            return visit
+
+        with torch.no_grad():
+            self.forward(start, {name: visitor(name) for name in {*reads, *writes}})
+        return found
+
+    def forward(self, start: Any, visitors: Mapping[str, Callable[[Any], Any]]) -> Any:
+        """Run the module on `start`, each visited site's tensor being replaced by what its visitor makes of it.
+
+        **Returns:** the output's tensor; gradients are recorded as in the caller's mode.
+
+        **Raises:** `ModelError` for a site that does not exist, that did not run or ran more than once, and for what
+        the module itself raises.
+        """
+        import torch
+
+        for name in visitors:
             self.check_site(name)
-        found: dict[str, np.ndarray] = {}
-        with self._hooked(frozenset(reads), writes, found) as calls, torch.no_grad():
-            device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
-            inputs = torch.as_tensor(np.asarray(start)).to(device)
-            self.module(inputs.long() if not inputs.is_floating_point() else inputs)
-        for name in {*reads, *writes}:
+        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        inputs = torch.as_tensor(np.asarray(start)).to(device)
+        with self._hooked(visitors) as calls:
+            output = self._call(inputs if inputs.is_floating_point() else inputs.long())
+        for name in visitors:
             if calls[name] != 1:
                 raise ModelError(
                     f"site {name!r} ran {calls[name]} times in one forward pass, so it has no one value. "
                     "Choose a submodule that runs exactly once."
                 )
-        return found
+        return _first(output)
+
+    def _call(self, inputs: Any) -> Any:
+        try:
+            return self.module(inputs)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"{self.name} failed on an input of shape {tuple(inputs.shape)}, values {inputs.min()} to "
+                f"{inputs.max()}: {type(error).__name__}: {error}. It is called with that one argument; the values are "
+                "probably outside its vocabulary, or the sequences longer than its context."
+            ) from error
 
     @contextmanager
-    def _hooked(
-        self, reads: frozenset[str], writes: Mapping[str, TorchWrite], found: dict[str, np.ndarray]
-    ) -> Iterator[Counter[str]]:
+    def _hooked(self, visitors: Mapping[str, Callable[[Any], Any]]) -> Iterator[Counter[str]]:
         calls: Counter[str] = Counter()
         modules = dict(self.module.named_modules())
 
         def hook(name: str) -> Callable[[Any, Any, Any], Any]:
             def on_output(_: Any, __: Any, output: Any) -> Any:
                 calls[name] += 1
-                if name in writes:
-                    output = _with_first(output, _written(name, writes[name], _first(output)))
-                if name in reads:
-                    found[name] = as_numpy(_first(output))
-                return output
+                value = _first(output)
+                if not hasattr(value, "detach"):
+                    raise ModelError(f"site {name!r} gives a {type(output).__name__} without a tensor in first place.")
+                new = visitors[name](value)
+                return output if new is value else _with_first(output, new)
 
             return on_output
 
         training = [module for module in self.module.modules() if module.training]
         self.module.eval()
-        wanted = {*reads, *writes}
-        handles = [modules["" if n == LOGITS else n].register_forward_hook(hook(n)) for n in wanted]
+        handles = [modules["" if n == LOGITS else n].register_forward_hook(hook(n)) for n in visitors]
         try:
             yield calls
         finally:

@@ -1,0 +1,36 @@
+# Everything runs in .venv, which the first target that needs it creates.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint embedded clean
+
+demo: $(STAMP)
+	@if [ -e run ]; then echo "make demo writes into ./run, which exists: move it away first"; exit 1; fi
+	$(BIN)/mdl compare --out run
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -q
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Retrains what is shipped: about an hour for the model and a quarter of one for its SAEs, on two cores.
+embedded: $(STAMP)
+	$(BIN)/python -m experiments.embedded_model.train --out runs/embedded
+	$(BIN)/python -m experiments.embedded_model.train_saes --model runs/embedded/embedded-python-gpt2 --out runs/embedded/saes
+	$(BIN)/python -m experiments.embedded_model.evaluate
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) run runs

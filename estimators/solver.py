@@ -1,0 +1,207 @@
+"""Choices of the sender: metric, knobs and step, for the shortest total at a fidelity.
+
+Metric and knobs are chosen on tuning data, mostly by the second-order distortion e^T G e / 2, which costs no model
+evaluation; the step is then solved for by real evaluations of held-out data, of whose message it is a part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from estimators.fidelity import Attempt, Bench, Coding, Split
+from estimators.fisher import Metric
+from mdl.errors import ExplanationError, MessageError
+from mdl.protocols import Explanation
+from mdl.units import bits_to_nats
+
+KL_TOLERANCE = 0.01  # the solver stops within this relative distance of eps ...
+KL_PROMISE = 0.02  # ... and a score is refused beyond this one
+MAX_EVALUATIONS = 8  # of the held-out data, per fidelity
+# d ln KL / d ln step before it was measured: a little under the quadratic law, because of dead zones.
+USUAL_KL_SLOPE = 1.7
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The attempt that meets a fidelity, every attempt on held-out data on the way, and how many evaluations it took.
+
+    `slope`: -d rate / d ln KL, bits a token, by which rates at slightly different KL are put on one footing.
+    """
+
+    attempt: Attempt
+    attempts: tuple[Attempt, ...]
+    evaluations: int
+    slope: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Solver:
+    """Solves an explanation's fidelities one after the other, each starting from what the last one found."""
+
+    bench: Bench
+    explanation: Explanation
+    metric: Metric | None = None
+    step: float = 1.0
+    knobs: dict[str, float] = field(default_factory=dict)
+    # Measured KL over second-order distortion at the last evaluation: 1 where the quadratic approximation is exact.
+    calibration: float = 1.0
+    # -d rate / d ln KL, bits a token, where it was last measured.
+    slope: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.knobs = {k: v[len(v) // 2] for k, v in self.explanation.knobs.items()} | self.knobs
+
+    def solve(self, eps: float) -> Solution:
+        """Meet a KL of `eps` bits a token on the held-out data.
+
+        **Raises:** `ExplanationError` if no step does.
+        """
+        before = self.bench.evaluations
+        try:
+            attempts = self._search(eps)
+        except MessageError as error:
+            raise ExplanationError(
+                f"{self.explanation.name}: no step of the residual coder brings the KL to {eps:.4g} bits: {error}"
+            ) from error
+        best = _nearest(attempts, eps)
+        notes: tuple[str, ...] = ()
+        if best.kl < eps * (1 - KL_PROMISE):
+            notes = (f"meets the fidelity with room to spare: KL {best.kl:.4g} of the {eps:.4g} bits a token allowed",)
+        elif best.kl > eps * (1 + KL_PROMISE):
+            raise ExplanationError(
+                f"{self.explanation.name}: no step of the residual coder brings the KL to {eps:.4g} bits a token; the "
+                f"nearest of {len(attempts)} evaluations is {best.kl:.4g}. The fidelity is probably beyond float32."
+            )
+        return Solution(best, tuple(attempts), self.bench.evaluations - before, self.slope, notes)
+
+    def _search(self, eps: float) -> list[Attempt]:
+        """Metric, step and knobs, then evaluations of held-out data."""
+        if self.metric is None:
+            self._choose_metric(eps)
+        assert self.metric is not None
+        self.step = self._surrogate_step(self.metric, self.step, eps)
+        if self._choose_knobs():
+            self.step = self._surrogate_step(self.metric, self.step, eps)
+        return self._meet(eps, self.bench.held_out, self.metric, KL_TOLERANCE)
+
+    def _outlook(self, metric: Metric, step: float, knobs: Mapping[str, float]) -> tuple[float, float]:
+        bench = self.bench
+        return Coding.prepare(bench, self.explanation, metric, step, knobs, (bench.probe.sample,)).outlook(bench)
+
+    def _surrogate_step(self, metric: Metric, step: float, eps: float) -> float:
+        """The step whose second-order distortion, times the calibration, is eps (secant in the logarithm)."""
+        target = bits_to_nats(eps) / self.calibration
+        slope, previous = USUAL_KL_SLOPE, None
+        for _ in range(6):
+            gap = math.log(max(self._outlook(metric, step, self.knobs)[0], 1e-30) / target)
+            if previous is not None and abs(math.log(step / previous[0])) > 1e-6:
+                slope = min(max((gap - previous[1]) / math.log(step / previous[0]), 0.5), 4.0)
+            if abs(gap) < 0.03:
+                break
+            previous = (step, gap)
+            step *= math.exp(-min(max(gap / slope, -4.0), 4.0))
+        return step
+
+    def _choose_metric(self, eps: float) -> None:
+        """Fisher or Euclidean, whichever gives the shorter total at equal measured KL on the probe data."""
+        found = []
+        outputs = self.bench.probe.sample.outputs
+        for metric in self.bench.metrics:
+            self.calibration = 1.0
+            start = math.sqrt(metric.distortion(outputs - outputs.mean(0)) / len(metric.root))
+            self.step = self._surrogate_step(metric, start, eps)
+            attempts = self._meet(eps, self.bench.probe, metric, tolerance=0.05)
+            best = _nearest(attempts, eps)
+            total = best.total(self.bench.horizon) + self.slope * math.log(best.kl / eps)
+            found.append((total, metric, best.settings.step, self.calibration))
+        _, self.metric, self.step, self.calibration = min(found, key=lambda f: f[0])
+
+    def _choose_knobs(self) -> bool:
+        """Hill climbing on the knobs' grids at equal distortion on the probe data; True if anything changed."""
+        if all(len(grid) < 2 for grid in self.explanation.knobs.values()):
+            return False
+        assert self.metric is not None
+        target, total = self._outlook(self.metric, self.step, self.knobs)
+        coarser, shorter = self._outlook(self.metric, self.step * 1.1, self.knobs)
+        slope = max((total - shorter) / max(math.log(coarser / target), 1e-6), 0.0)
+        before = dict(self.knobs)
+        for name, grid in self.explanation.knobs.items():
+            total = self._climb(name, list(grid), target, total, slope)
+        return self.knobs != before
+
+    def _climb(self, name: str, grid: list[float], target: float, total: float, slope: float) -> float:
+        """Move one knob along its grid for as long as the total falls; `slope` is -d total / d ln distortion."""
+        assert self.metric is not None
+        position = grid.index(self.knobs[name])
+        for direction in (1, -1):
+            moved = False
+            while 0 <= position + direction < len(grid):
+                trial = {**self.knobs, name: grid[position + direction]}
+                distortion, found = self._outlook(self.metric, self.step, trial)
+                found += slope * math.log(max(distortion, 1e-30) / target)
+                if found >= total - 1e-3:
+                    break
+                self.knobs, total, position, moved = trial, found, position + direction, True
+            if moved:
+                break
+        return total
+
+    def _meet(self, eps: float, split: Split, metric: Metric, tolerance: float) -> list[Attempt]:
+        """Secant iterations on ln KL(ln step), each a real evaluation of what the decoder returns."""
+        examples = self.bench.examples if split is self.bench.held_out else (self.bench.probe.sample,)
+        attempts: list[Attempt] = []
+        for _ in range(MAX_EVALUATIONS):
+            coding = Coding.prepare(self.bench, self.explanation, metric, self.step, self.knobs, examples)
+            attempts.append(coding.attempt(self.bench, split))
+            last = attempts[-1]
+            gap = math.log(max(last.kl, 1e-30) / eps)
+            self.calibration = bits_to_nats(last.kl) / max(last.distortion, 1e-30)
+            if abs(gap) < tolerance:
+                break
+            if gap < 0 and last.residual is not None and not last.residual.values.any():
+                break  # nothing is left to send, and eps is met: a coarser step changes nothing
+            self.step = _next_step(attempts, eps)
+        self.step = attempts[-1].settings.step
+        self.slope = rate_slope(attempts) or self.slope
+        return attempts
+
+
+def _nearest(attempts: Sequence[Attempt], eps: float) -> Attempt:
+    """The attempt nearest to eps; if that is beyond the promise, the nearest that stays below it, if there is one."""
+    best = min(attempts, key=lambda a: abs(math.log(a.kl / eps)))
+    below = [a for a in attempts if a.kl <= eps]
+    return max(below, key=lambda a: a.kl) if best.kl > eps * (1 + KL_PROMISE) and below else best
+
+
+def _next_step(attempts: Sequence[Attempt], eps: float) -> float:
+    """A secant step in ln KL(ln step), or the middle of the bracket where the secant leaves it.
+
+    On little data KL is a rough function of the step, and a plain secant can go back and forth over eps for ever.
+    """
+    last = attempts[-1]
+    gap = math.log(max(last.kl, 1e-30) / eps)
+    step = last.settings.step * math.exp(-min(max(gap / _kl_slope(attempts), -1.5), 1.5))
+    low = max((a.settings.step for a in attempts if a.kl <= eps), default=0.0)
+    high = min((a.settings.step for a in attempts if a.kl > eps), default=math.inf)
+    if low >= high or low < step < high:
+        return step
+    return math.sqrt(low * high)
+
+
+def _kl_slope(attempts: Sequence[Attempt]) -> float:
+    """d ln KL / d ln step from the last two attempts."""
+    if len(attempts) < 2:
+        return USUAL_KL_SLOPE
+    a, b = attempts[-2], attempts[-1]
+    run = math.log(b.settings.step / a.settings.step)
+    return min(max(math.log(b.kl / a.kl) / run, 0.4), 4.0) if abs(run) > 1e-9 else USUAL_KL_SLOPE
+
+
+def rate_slope(attempts: Sequence[Attempt]) -> float:
+    """-d rate / d ln KL from the two attempts furthest apart, or 0 from one: bits a token."""
+    ordered = sorted(attempts, key=lambda a: a.kl)
+    run = math.log(ordered[-1].kl / ordered[0].kl)
+    return max((ordered[0].rate - ordered[-1].rate) / run, 0.0) if run > 1e-3 else 0.0
