@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from estimators.fidelity import Attempt, Bench, Coding, Split
 from estimators.fisher import Metric
@@ -18,7 +19,7 @@ from mdl.units import bits_to_nats
 
 KL_TOLERANCE = 0.01  # the solver stops within this relative distance of eps ...
 KL_PROMISE = 0.02  # ... and a score is refused beyond this one
-MAX_EVALUATIONS = 8  # of the held-out data, per fidelity
+MAX_EVALUATIONS = 12  # of the held-out data, per fidelity
 # d ln KL / d ln step before it was measured: a little under the quadratic law, because of dead zones.
 USUAL_KL_SLOPE = 1.7
 
@@ -198,6 +199,22 @@ def _kl_slope(attempts: Sequence[Attempt]) -> float:
     a, b = attempts[-2], attempts[-1]
     run = math.log(b.settings.step / a.settings.step)
     return min(max(math.log(b.kl / a.kl) / run, 0.4), 4.0) if abs(run) > 1e-9 else USUAL_KL_SLOPE
+
+
+def _next_step(attempts: Sequence[Attempt], eps: float) -> float:
+    """Between two neighbouring steps on either side of eps, once there are such; by the slope before.
+
+    On little data KL jumps by a few per cent from step to step, so that a secant through the last two is led astray.
+    """
+    points = [(math.log(a.settings.step), math.log(max(a.kl, 1e-30) / eps)) for a in attempts]
+    ordered = sorted(points)
+    brackets = [(a, b) for a, b in pairwise(ordered) if (a[1] > 0) != (b[1] > 0)]
+    if not brackets:
+        step, gap = points[-1]
+        return math.exp(step - min(max(gap / _kl_slope(attempts), -1.5), 1.5))
+    (a, gap_a), (b, gap_b) = min(brackets, key=lambda pair: abs(pair[0][1]) + abs(pair[1][1]))
+    share = min(max(gap_a / (gap_a - gap_b), 0.1), 0.9)
+    return math.exp(a + share * (b - a))
 
 
 def rate_slope(attempts: Sequence[Attempt]) -> float:
