@@ -59,7 +59,7 @@ def last_crossing(grid: np.ndarray, difference: np.ndarray) -> np.ndarray:
 def _crossing(a: Score, b: Score, resampled: dict[str, np.ndarray]) -> tuple[Interval | None, str | None]:
     """Where total_a(N) - total_b(N) last changes sign on the grid, and who is shorter from there on."""
     grid = np.asarray(a.static.tokens)
-    static = a.static.at(grid) - b.static.at(grid)
+    static = np.asarray(a.static.at(grid)) - np.asarray(b.static.at(grid))
     point = last_crossing(grid, (static + grid * (a.rate - b.rate))[None])[0]
     if not np.isfinite(point):
         return None, None

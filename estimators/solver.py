@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from estimators.fidelity import Attempt, Bench, Coding, Split
 from estimators.fisher import Metric
-from mdl.errors import ExplanationError
+from mdl.errors import ExplanationError, MessageError
 from mdl.protocols import Explanation, Settings
 from mdl.units import bits_to_nats
 
@@ -61,13 +61,12 @@ class Solver:
         **Raises:** `ExplanationError` if no step does.
         """
         before = self.bench.evaluations
-        if self.metric is None:
-            self._choose_metric(eps)
-        assert self.metric is not None
-        self.step = self._surrogate_step(self.metric, self.step, eps)
-        if self._choose_knobs():
-            self.step = self._surrogate_step(self.metric, self.step, eps)
-        attempts = self._meet(eps, self.bench.held_out, self.metric, KL_TOLERANCE)
+        try:
+            attempts = self._search(eps)
+        except MessageError as error:
+            raise ExplanationError(
+                f"{self.explanation.name}: no step of the residual coder brings the KL to {eps:.4g} bits: {error}"
+            ) from error
         best = _nearest(attempts, eps)
         notes: tuple[str, ...] = ()
         if best.kl < eps * (1 - KL_PROMISE):
@@ -75,10 +74,20 @@ class Solver:
         elif best.kl > eps * (1 + KL_PROMISE):
             raise ExplanationError(
                 f"{self.explanation.name}: no step of the residual coder brings the KL to {eps:.4g} bits a token; the "
-                f"nearest of {len(attempts)} evaluations is {best.kl:.4g}. Either the fidelity is beyond float32, or the "
-                "data are so few that KL jumps from step to step: take a coarser fidelity or more sequences."
+                f"nearest of {len(attempts)} evaluations is {best.kl:.4g}. Either the fidelity is beyond float32, or "
+                "the data are so few that KL jumps from step to step: take a coarser fidelity or more sequences."
             )
         return Solution(best, tuple(attempts), self.bench.evaluations - before, self.slope, notes)
+
+    def _search(self, eps: float) -> list[Attempt]:
+        """Metric, step and knobs, then evaluations of held-out data."""
+        if self.metric is None:
+            self._choose_metric(eps)
+        assert self.metric is not None
+        self.step = self._surrogate_step(self.metric, self.step, eps)
+        if self._choose_knobs():
+            self.step = self._surrogate_step(self.metric, self.step, eps)
+        return self._meet(eps, self.bench.held_out, self.metric, KL_TOLERANCE)
 
     def _outlook(self, metric: Metric, step: float, knobs: Mapping[str, float]) -> tuple[float, float]:
         bench, settings = self.bench, self._settings(metric, step, knobs)

@@ -21,6 +21,7 @@ from mdl.errors import CodeError, MessageError
 
 MAGIC = b"MDL\x01"
 STEPS_PER_OCTAVE = 4
+LARGEST_SYMBOL = 1 << 60
 MAX_ELEMENTS = 1 << 28  # an array larger than this is refused before anything is allocated
 
 
@@ -50,8 +51,13 @@ class QuantisedArray:
         base = exponents.min() if len(exponents) else 0
         octaves = np.rint((exponents - base) / STEPS_PER_OCTAVE).astype(np.int64)
         exponents = base + STEPS_PER_OCTAVE * octaves
-        symbols = np.rint(values / np.exp2(exponents / STEPS_PER_OCTAVE)[:, None]).astype(np.int64)
-        return cls(symbols, exponents)
+        levels = np.rint(values / np.exp2(exponents / STEPS_PER_OCTAVE)[:, None])
+        if np.abs(levels).max(initial=0) > LARGEST_SYMBOL:
+            raise MessageError(
+                f"values of up to {np.abs(values).max():.3g} in steps of down to {np.min(steps):.3g}: more than 2^60 "
+                "steps. The step is far finer than float32; ask for a lower fidelity, or a shorter horizon."
+            )
+        return cls(levels.astype(np.int64), exponents)
 
     @classmethod
     def from_integers(cls, values: np.ndarray) -> QuantisedArray:

@@ -35,7 +35,9 @@ def _silent(description: str, completed: int, total: int) -> None:
 
 def embedded_model() -> Model:
     """The small language model of Python's standard library that ships with the package."""
-    return load_model(EMBEDDED / EMBEDDED_NAME)
+    model = load_model(EMBEDDED / EMBEDDED_NAME)
+    assert isinstance(model, Model)
+    return model
 
 
 def embedded_saes() -> list[Path]:

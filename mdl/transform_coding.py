@@ -19,6 +19,7 @@ from mdl.state import DenseState, State
 
 KIND = "components"
 SHIFT_UNITS = 32  # reconstruction points are sent in 1/32 of a step
+LARGEST_LEVEL = 1 << 30  # a step so fine that this is exceeded is far beyond float32 anyway
 SHIFT_LEVELS = 3  # for |q| = 1, 2, and 3 or more
 # -dD/dR of a uniform quantiser at high rate, in steps squared per bit: 2 ln 2 / 12. Thresholds spend bits at it.
 PRICE = 2.0 * np.log(2.0) / 12.0
@@ -110,7 +111,7 @@ class Quantiser:
     def quantise(self, u: np.ndarray) -> np.ndarray:
         """Integers [n, r] for coordinates u [n, r]."""
         size = np.abs(u) / np.float32(self.step)
-        level = np.maximum(np.floor(size + self.rounding.astype(np.float32)), 1)
+        level = np.clip(np.floor(size + self.rounding.astype(np.float32)), 1, np.float32(LARGEST_LEVEL))
         return np.where(size < self.zero, 0, np.sign(u) * level).astype(np.int32)
 
 

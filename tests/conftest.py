@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
 
+from decompositions.baselines import Nothing
+from estimators.fidelity import Bench
+from estimators.solver import Solution, Solver
 from mdl.data import Dataset
 from mdl.models import load_model
-from mdl.models.model import Model, fingerprint_of
+from mdl.models.model import Model
 from mdl.task import Task, build_task
 
 VOCABULARY, CONTEXT, WIDTH = 40, 16, 16
@@ -59,24 +60,6 @@ def dataset_of(tokens: np.ndarray, sizes: tuple[int, int, int], special: tuple[i
     return Dataset(*parts, (fit, tune, held_out), special, {"data": "markov"})
 
 
-def without_tie(model: Model) -> Model:
-    """The same function with an unembedding of its own."""
-    config = dataclasses.replace(model.config, tied=False)
-    params = {**model.params, "unembed": {"W_U": jnp.asarray(model.params["embed"]["W_E"]).T}}
-    return Model(config, params, model.name, fingerprint_of(config, params), model.tokenizer)
-
-
-def with_weight(model: Model, path: tuple[str | int, ...], value: float) -> Model:
-    """The model with one number of the weight at `path` replaced."""
-
-    def change(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        names = tuple(getattr(k, "key", getattr(k, "idx", None)) for k in keys)
-        return leaf.at[(0,) * leaf.ndim].set(value) if names == path else leaf
-
-    params = jax.tree_util.tree_map_with_path(change, model.params)
-    return dataclasses.replace(model, params=params)
-
-
 @pytest.fixture(scope="session")
 def tiny_model() -> Model:
     """GPT-2 with two layers of width 16, a vocabulary of 40 and a context of 16."""
@@ -97,3 +80,27 @@ def tiny_task(tiny_model: Model, tiny_data: Dataset) -> Task:
 def last_task(tiny_model: Model, tiny_data: Dataset) -> Task:
     """Behind this region there is only the final norm and the unembedding."""
     return build_task(tiny_model, "upstream of blocks.1.hook_resid_post", tiny_data, no_progress)
+
+
+@pytest.fixture(scope="session")
+def task_of_sizes(tiny_model: Model) -> Callable[..., Task]:
+    """A task with given numbers of sequences to fit on, to tune on and to score."""
+
+    def make(fit: int, tune: int, held_out: int) -> Task:
+        tokens = markov_tokens(fit + tune + held_out, CONTEXT, VOCABULARY, seed=2)
+        data = dataset_of(tokens, (fit, tune, held_out))
+        return build_task(tiny_model, "upstream of blocks.1.hook_resid_pre", data, no_progress)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bench(tiny_task: Task) -> Bench:
+    """The tiny task set up for evaluation, at a horizon of a million tokens."""
+    return Bench(tiny_task, 1e6)
+
+
+@pytest.fixture(scope="session")
+def nothing_at_one_percent(tiny_bench: Bench, tiny_task: Task) -> Solution:
+    """The yardstick: the standard coder alone, at 1 % of the null's KL."""
+    return Solver(tiny_bench, Nothing().fit(tiny_task.for_fitting())).solve(0.01 * tiny_bench.null_kl)

@@ -151,6 +151,11 @@ def test_values_that_are_no_numbers_are_refused(bad: float) -> None:
         QuantisedArray.from_values(np.array([[1.0, bad], [0.0, 2.0]]), 0.1)
 
 
+def test_absurdly_fine_steps_are_refused() -> None:
+    with pytest.raises(MessageError, match=r"values of up to 2 in steps of down to 1e-20: more than 2\^60"):
+        QuantisedArray.from_values(np.array([[1.0, 2.0]]), 1e-20)
+
+
 def test_part_arrays_have_one_row_a_part() -> None:
     arrays_of_two = QuantisedArray.from_integers(np.arange(4)), QuantisedArray.from_integers(np.arange(3))
     with pytest.raises(MessageError, match=r"\[4, 3\] rows; row i of each must be part i"):

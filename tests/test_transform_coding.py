@@ -162,6 +162,11 @@ def test_fitted_thresholds_and_points_are_in_their_ranges(data: np.ndarray) -> N
     assert (np.diff(coarse.zero) >= 0).all()  # the less variance, the wider the dead zone
 
 
+def test_absurdly_fine_steps_do_not_wrap_around() -> None:
+    quantiser = Quantiser(1e-12, np.full(1, 0.5), np.full(1, 0.5), np.zeros((1, SHIFT_LEVELS), np.int64), np.ones(1))
+    assert quantiser.quantise(np.array([[5.0], [-5.0]], np.float32)).ravel().tolist() == [1 << 30, -(1 << 30)]
+
+
 def test_reconstruction_points_are_the_centroids(data: np.ndarray) -> None:
     u = principal_axes(*moments(data), np.eye(WIDTH)).transform(data)
     quantiser = fit_quantiser(u, 2.0)

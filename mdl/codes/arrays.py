@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,7 @@ ADAPTIVE_LIMIT = 16384  # beyond this many symbols the adaptive code, read bit b
 PARAMETRIC_LIMIT = 8192  # a longer array pays for its own table many times over: the families need not be tried
 
 
+@runtime_checkable
 class ArrayCode(Protocol):
     """A code of an integer vector whose length the reader knows; lengths in bits."""
 
