@@ -218,7 +218,8 @@ def read_scorecard(path: Path) -> Scorecard:
 
 
 def _read_score(raw: dict[str, Any]) -> Score:
-    static = StaticCurve(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.pop("static").items()})
+    drawn: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.pop("static").items()}
+    static = StaticCurve(**drawn)
     entries = tuple(Entry(**e) for e in raw.pop("entries"))
     curve = tuple((p[0], p[1]) for p in raw.pop("curve"))
     fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
