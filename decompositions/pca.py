@@ -16,7 +16,7 @@ from mdl.message import Section
 from mdl.protocols import Sample, Settings
 from mdl.state import DenseState
 from mdl.task import Task
-from mdl.transform_coding import KIND, ComponentsDecoder, TransformCoder, moments, principal_axes
+from mdl.transform_coding import KIND, Axes, ComponentsDecoder, TransformCoder, moments, principal_axes
 
 SOME_TOKENS = 8192
 
@@ -36,9 +36,14 @@ class PCAExplanation:
     name: str
     kind: str = KIND
     knobs: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"value": (1.0,)})
+    # Axes of each metric met so far, by its identity: they do not depend on the step.
+    known: dict[int, tuple[np.ndarray, Axes]] = field(default_factory=dict, compare=False, repr=False)
 
     def _coder(self, settings: Settings) -> TransformCoder:
-        axes = principal_axes(self.mean, self.covariance, settings.root).first(self.rank)
+        root = settings.root
+        if id(root) not in self.known:
+            self.known[id(root)] = (root, principal_axes(self.mean, self.covariance, root).first(self.rank))
+        axes = self.known[id(root)][1]
         return TransformCoder.fit(axes, self.some, settings.step * settings.knobs.get("value", 1.0))
 
     def section(self, settings: Settings) -> Section:

@@ -26,6 +26,7 @@ from mdl.transform_coding import TransformCoder, moments, principal_axes
 SPECIAL = "special"
 PROBE_SEQUENCES = 16  # of the tuning data: enough to compare settings by, not to fit a transform on
 AXES_TOKENS = 65536  # at most so many tokens for the residual coder's axes
+QUANTISER_TOKENS = 8192  # at most so many for its thresholds and reconstruction points
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,15 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Sent:
+    """An explanation's symbols for a split, and its section with the parts in the order in which they are first used."""
+
+    split: Split
+    section: Section
+    state: State
+
+
+@dataclass(frozen=True)
 class Coding:
     """The sender's choices: an explanation at some settings and, unless behaviour is explained, a residual coder.
 
@@ -170,6 +180,9 @@ class Coding:
     step: float
     section: Section
     coder: TransformCoder | None
+    errors: np.ndarray | None = None
+    # What does not depend on `step`, by split: shared by the codings that differ in it alone.
+    sent: dict[int, Sent] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def prepare(
@@ -190,7 +203,13 @@ class Coding:
         decoder = decoder_of(section)
         errors = [s.outputs - decoder.predict(s.inputs, state) for s, state in zip(examples, states, strict=True)]
         axes = principal_axes(*moments(np.concatenate(errors)), metric.root)
-        return cls(explanation, metric, settings, step, section, TransformCoder.fit(axes, errors[0], step))
+        some = errors[0][:: max(1, len(errors[0]) // QUANTISER_TOKENS)]
+        return cls(explanation, metric, settings, step, section, TransformCoder.fit(axes, some, step), some)
+
+    def at(self, step: float) -> Coding:
+        """The same explanation and axes, the residual coder's quantiser fitted anew for another step."""
+        assert self.coder is not None and self.errors is not None
+        return replace(self, step=step, coder=TransformCoder.fit(self.coder.axes, self.errors, step))
 
     @cached_property
     def residual_section(self) -> Section:
@@ -204,19 +223,26 @@ class Coding:
         last = [] if self.coder is None else [self.residual_section]
         return [Section(SPECIAL, (special,)), section, *last]
 
+    def _send(self, split: Split) -> Sent:
+        """The explanation's own part: its section in the order of first use, and the symbols for the split."""
+        if id(split) not in self.sent:
+            section = self.section
+            state = self.explanation.encode(decoder_of(section), split.sample, self.settings)
+            if hasattr(state, "reordered"):
+                # Features are numbered by first use in the stream, so their parts are sent in that order.
+                order = first_use_order(state.touched())
+                section, state = section.reordered(order), state.reordered(order)
+            self.sent[id(split)] = Sent(split, section, state)
+        return self.sent[id(split)]
+
     def attempt(self, bench: Bench, split: Split) -> Attempt:
-        """Send the split: message to bytes and back, symbols by the decoded decoder, reconstruction, measurement."""
-        inputs = split.sample.inputs
-        state, section = self.explanation.encode(decoder_of(self.section), split.sample, self.settings), self.section
-        if hasattr(state, "reordered"):
-            # Features are numbered by first use in the stream, so their parts are sent in that order.
-            order = first_use_order(state.touched())
-            section, state = section.reordered(order), state.reordered(order)
-        message = encode_message(self.sections(bench, section))
-        special, sent, *rest = decode_message(message.data)
-        decoder = decoder_of(sent)
-        prediction = decoder.predict(inputs, state)
-        values, codes, touched = prediction, None, [None, decoder.touched(inputs, state)]
+        """Send the split: message to bytes and back, reconstruction by the decoded decoders, measurement."""
+        inputs, sent = split.sample.inputs, self._send(split)
+        message = encode_message(self.sections(bench, sent.section))
+        special, explained, *rest = decode_message(message.data)
+        decoder = decoder_of(explained)
+        prediction = decoder.predict(inputs, sent.state)
+        values, codes, touched = prediction, None, [None, decoder.touched(inputs, sent.state)]
         if self.coder is not None:
             codes = self.coder.encode(split.sample.outputs - prediction)
             values = prediction + decoder_of(rest[0]).predict(inputs, codes)
@@ -226,13 +252,13 @@ class Coding:
             step=self.step,
             metric=self.metric.name,
             message=message,
-            state=state,
+            state=sent.state,
             residual=codes,
             touched=tuple(touched),
             damage=bench.measure(split, values, special.header[0].values()),
             prediction=prediction,
             distortion=bench.metrics[0].distortion(split.sample.outputs - values) / 2,
-            flops=decoder.flops_per_token(inputs, state),
+            flops=decoder.flops_per_token(inputs, sent.state),
         )
 
     def outlook(self, bench: Bench) -> tuple[float, float]:

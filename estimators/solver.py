@@ -161,10 +161,10 @@ class Solver:
         # The explanation is quantised once, for the step at hand: were it quantised anew for each trial step, KL would
         # jump wherever one of its own steps moves to the next place on its grid.
         settings = self._settings(metric, self.step, self.knobs)
+        coding = Coding.prepare(self.bench, self.explanation, metric, settings, self.step, examples)
         attempts: list[Attempt] = []
         for _ in range(MAX_EVALUATIONS):
-            coding = Coding.prepare(self.bench, self.explanation, metric, settings, self.step, examples)
-            attempts.append(coding.attempt(self.bench, split))
+            attempts.append(coding.at(self.step).attempt(self.bench, split))
             last = attempts[-1]
             gap = math.log(max(last.kl, 1e-30) / eps)
             self.calibration = bits_to_nats(last.kl) / max(last.distortion, 1e-30)

@@ -54,8 +54,7 @@ def default_explanations(model: Model | TorchModel, region_text: str) -> list[st
     if region.input != "tokens" or (isinstance(model, Model) and model.config.tied):
         names.append("affine")
     width = model.site_width(region.output)
-    ranks = (width // 8, width // 2)
-    names += [f"pca:rank={rank}" for rank in ranks] + ["clusters:k=64", "clusters:k=512", "random-dictionary"]
+    names += [f"pca:rank={width // 8}", "clusters:k=256", "random-dictionary"]
     if region_text == EMBEDDED_REGION and model.name == EMBEDDED_NAME:
         names += [f'sae:path="{path}"' for path in embedded_saes()]
     return names
