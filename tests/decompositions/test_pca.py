@@ -32,7 +32,9 @@ def at_step(bench: Bench, decomposition: Nothing | PCA, step: float) -> Attempt:
     """Held-out data, coded with the Fisher metric at a step."""
     explanation = decomposition.fit(bench.task.for_fitting())
     knobs = {name: grid[len(grid) // 2] for name, grid in explanation.knobs.items()}
-    coding = Coding.prepare(bench, explanation, bench.metrics[0], step, knobs, bench.examples)
+    metric = bench.metrics[0]
+    settings = Settings(bench.horizon, step, metric.root, knobs)
+    coding = Coding.prepare(bench, explanation, metric, settings, step, bench.examples)
     return coding.attempt(bench, bench.held_out)
 
 

@@ -33,7 +33,9 @@ def kl_bits(model: Model, tokens: np.ndarray, site: str, values: np.ndarray) -> 
 
 def prepare(bench: Bench, explanation: Explanation, step: float, knobs: Mapping[str, float]) -> Coding:
     """With the Fisher metric, its residual coder fitted on all that is meant for it."""
-    return Coding.prepare(bench, explanation, bench.metrics[0], step, knobs, bench.examples)
+    metric = bench.metrics[0]
+    settings = Settings(bench.horizon, step, metric.root, knobs)
+    return Coding.prepare(bench, explanation, metric, settings, step, bench.examples)
 
 
 def received(task: Task, attempt: Attempt) -> np.ndarray:
@@ -155,7 +157,9 @@ def test_what_did_not_travel_cannot_help(tiny_bench: Bench, tiny_task: Task) -> 
     mean = tiny_task.fit.outputs.mean(0, dtype=np.float64)
     kls = []
     for explanation in (Nothing().fit(tiny_task.for_fitting()), Forgetful(mean)):
-        coding = Coding.prepare(tiny_bench, explanation, tiny_bench.metrics[0], 0.1, {}, None)
+        metric = tiny_bench.metrics[0]
+        settings = Settings(tiny_bench.horizon, 0.1, metric.root)
+        coding = Coding.prepare(tiny_bench, explanation, metric, settings, 0.1, None)
         attempt = coding.attempt(tiny_bench, tiny_bench.held_out)
         assert attempt.residual is None
         kls.append(attempt.kl)
