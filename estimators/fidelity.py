@@ -160,7 +160,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Sent:
-    """An explanation's symbols for a split, and its section with the parts in the order in which they are first used."""
+    """An explanation's symbols for a split, and its section with the parts in the order of their first use."""
 
     split: Split
     section: Section
@@ -208,7 +208,8 @@ class Coding:
 
     def at(self, step: float) -> Coding:
         """The same explanation and axes, the residual coder's quantiser fitted anew for another step."""
-        assert self.coder is not None and self.errors is not None
+        assert self.coder is not None
+        assert self.errors is not None
         return replace(self, step=step, coder=TransformCoder.fit(self.coder.axes, self.errors, step))
 
     @cached_property
