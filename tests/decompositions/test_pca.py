@@ -65,12 +65,15 @@ def test_the_solver_agrees(tiny_bench: Bench, tiny_task: Task, nothing_at_one_pe
 
 
 @pytest.mark.slow
-def test_the_solver_agrees_within_one_per_cent_on_more_data(task_of_sizes: Callable[..., Task]) -> None:
+def test_the_solver_agrees_within_two_per_cent_on_more_data(task_of_sizes: Callable[..., Task]) -> None:
+    """At equal *measured* KL. Of 30,000 tokens, KL over distortion still moves by 2 % (standard deviation) from one
+    realisation of the quantisation to another, with 11.5 bits per unit of ln KL: 0.6 % of the total for either side.
+    """
     bench = Bench(task_of_sizes(600, 600, 2000), HORIZON)
     task, eps = bench.task.for_fitting(), 0.01 * bench.null_kl
     yardstick = total_at(Solver(bench, Nothing().fit(task)).solve(eps), eps)
     for rank in (4, 8, FULL):
-        assert total_at(Solver(bench, PCA(rank).fit(task)).solve(eps), eps) == pytest.approx(yardstick, rel=0.01)
+        assert total_at(Solver(bench, PCA(rank).fit(task)).solve(eps), eps) == pytest.approx(yardstick, rel=0.02)
 
 
 def test_full_rank_leaves_next_to_nothing_for_the_residual_coder(wide_bench: Bench) -> None:
