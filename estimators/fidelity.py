@@ -25,7 +25,7 @@ from mdl.transform_coding import TransformCoder, moments, principal_axes
 
 SPECIAL = "special"
 PROBE_SEQUENCES = 16  # of the tuning data: enough to compare settings by, not to fit a transform on
-AXES_TOKENS = 65536  # at most so many tokens for the residual coder's axes
+AXES_TOKENS = 32768  # at most so many tokens for the residual coder's axes
 QUANTISER_TOKENS = 8192  # at most so many for its thresholds and reconstruction points
 
 

@@ -20,6 +20,8 @@ from mdl.units import bits_to_nats
 KL_TOLERANCE = 0.01  # the solver stops within this relative distance of eps ...
 KL_PROMISE = 0.02  # ... and a score is refused beyond this one
 MAX_EVALUATIONS = 12  # of the held-out data, per fidelity
+# Two attempts closer than this in ln KL say more about quantisation noise than about the slope of the rate.
+SLOPE_RUN = 0.1
 # d ln KL / d ln step before it was measured: a little under the quadratic law, because of dead zones.
 USUAL_KL_SLOPE = 1.7
 
@@ -174,7 +176,7 @@ class Solver:
                 break  # nothing is left to send, and eps is met: a coarser step changes nothing
             self.step = _next_step(attempts, eps)
         self.step = attempts[-1].step
-        self.slope = rate_slope(attempts) or self.slope
+        self.slope = rate_slope(attempts)
         return attempts
 
 
@@ -211,7 +213,14 @@ def _next_step(attempts: Sequence[Attempt], eps: float) -> float:
 
 
 def rate_slope(attempts: Sequence[Attempt]) -> float:
-    """-d rate / d ln KL from the two attempts furthest apart, or 0 from one: bits a token."""
+    """-d rate / d ln KL, bits a token: from the two attempts furthest apart, or at high rate if these are too close.
+
+    At high rate KL goes with the square of the step, and every non-zero symbol costs log2 of what the step shrinks by:
+    half a bit for each factor of two in KL, which is (non-zero symbols a token) / (2 ln 2) for each unit of ln KL.
+    """
     ordered = sorted(attempts, key=lambda a: a.kl)
     run = math.log(ordered[-1].kl / ordered[0].kl)
-    return max((ordered[0].rate - ordered[-1].rate) / run, 0.0) if run > 1e-3 else 0.0
+    if run > SLOPE_RUN:
+        return max((ordered[0].rate - ordered[-1].rate) / run, 0.0)
+    codes = attempts[-1].residual
+    return 0.0 if codes is None else float((codes.values != 0).sum()) / codes.n_tokens / (2.0 * math.log(2.0))

@@ -95,7 +95,7 @@ class Sizes:
 
     fit: int = 288
     tune: int = 64
-    held_out: int = 64
+    held_out: int = 48
 
 
 def _hash(*arrays: np.ndarray) -> str:
@@ -129,8 +129,7 @@ def _dataset(
 def _shared_split(tokens: np.ndarray, special: tuple[int, ...], sizes: Sizes, seed: int, source: str) -> Dataset:
     """Split sequences that come in one array: a seeded permutation, 60 / 15 / 25 %; each sequence is its own unit."""
     order = np.random.default_rng(seed).permutation(len(tokens))
-    cuts = np.cumsum([round(share * len(tokens)) for share in SPLIT_SHARES[:2]])
-    parts = np.split(tokens[order], cuts)
+    parts = np.split(tokens[order], _cuts(len(tokens)))
     return _dataset([(p, np.arange(len(p))) for p in parts], special, sizes, seed, source)
 
 
@@ -183,7 +182,7 @@ def from_tokens(path: Path, sizes: Sizes, seed: int, context: int | None = None)
 
 
 def from_text(path: Path, tokenizer: Any, context: int, sizes: Sizes, seed: int) -> Dataset:
-    """A UTF-8 text file, cut into sequences of `context` tokens, which are the unit of sampling.
+    """A UTF-8 text file, cut into sequences of `context` tokens, which have to serve as the unit of sampling.
 
     **Raises:** `DataError` for a missing, empty or undecodable file, or a model without a tokenizer.
     """
@@ -218,12 +217,25 @@ def from_dataset(path: Path, tokenizer: Any, context: int, sizes: Sizes, seed: i
 
 
 def _from_texts(texts: list[str], tokenizer: Any, context: int, sizes: Sizes, seed: int, source: str) -> Dataset:
+    """Several texts: whole documents go to one split, and are the unit of sampling. One: its first 60 % of windows are
+    fitted on and its last 25 % scored, and the window has to serve as the unit."""
     if tokenizer is None:
         raise DataError("this model came without a tokenizer.json, so text cannot be tokenised: give --tokens instead")
     start = start_token(tokenizer)
+    special = () if start is None else (start,)
     encoded = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    tokens, _ = windows(encoded, context, start)
-    return _shared_split(tokens, () if start is None else (start,), sizes, seed, source)
+    if len(encoded) == 1:
+        tokens, _ = windows(encoded, context, start)
+        parts = [(part, np.arange(len(part))) for part in np.split(tokens, _cuts(len(tokens)))]
+    else:
+        order = np.random.default_rng(seed).permutation(len(encoded))
+        chosen = [[encoded[i] for i in part] for part in np.split(order, _cuts(len(order)))]
+        parts = [windows(documents, context, start) for documents in chosen]
+    return _dataset(parts, special, sizes, seed, source)
+
+
+def _cuts(count: int) -> np.ndarray:
+    return np.cumsum([round(share * count) for share in SPLIT_SHARES[:2]])
 
 
 def embedded_text(tokenizer: Any, context: int, sizes: Sizes, seed: int) -> Dataset:
