@@ -74,6 +74,7 @@ class Request:
     tokens: Path | None
     dataset: Path | None
     horizon: float | None
+    training_tokens: float | None
     sequences: int | None
     context: int | None
     seed: int
@@ -104,6 +105,7 @@ _OPTIONS = (
     click.option("--tokens", type=_FILE, help="A .npy array of token ids to score on."),
     click.option("--dataset", type=_FOLDER, help="A Hugging Face dataset on disk to score on."),
     click.option("--horizon", type=TokensType(), help="N, the tokens over which static bits are spread. [default: 1M]"),
+    click.option("--training-tokens", type=TokensType(), help="What the model was trained on: one more N to show."),
     click.option("--sequences", type=_COUNT, help="Held-out sequences to score."),
     click.option("--context", type=_COUNT, help="Tokens a sequence."),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split and of random choices."),
@@ -233,6 +235,7 @@ def _call(request: Request, explanations: list[str] | None, progress: ProgressCa
         dataset=request.dataset,
         explanations=explanations,
         horizon=request.horizon,
+        training_tokens=request.training_tokens,
         sequences=request.sequences,
         context=request.context,
         seed=request.seed,

@@ -19,6 +19,7 @@ from mdl.task import ACTIVATIONS, BEHAVIOUR, DEFAULT_FIDELITIES, Task, build_tas
 
 EMBEDDED = Path(__file__).parent / "embedded"
 EMBEDDED_NAME = "embedded-python-gpt2"
+EMBEDDED_TRAINING_TOKENS = 2800 * 16 * 255  # steps, sequences and tokens of experiments/embedded_model/train.py
 EMBEDDED_REGION = "upstream of blocks.2.hook_resid_pre"
 DEFAULT_HORIZON = 1e6
 DEFAULT_CONTEXT = 256
@@ -156,6 +157,7 @@ def compare(
     context: int | None = None,
     sequences: int | None = None,
     horizon: float | None = None,
+    training_tokens: float | None = None,
     seed: int = 0,
     out: Path | None = None,
     progress: Progress | None = None,
@@ -164,8 +166,9 @@ def compare(
 
     All defaults: the embedded model, its middle residual stream, its SAEs, every yardstick. `model`: what `load_model`
     takes or gives; a torch module without an adapter needs a region, "upstream of SUBMODULE". Explanations are given as
-    "NAME:key=value" or as objects; "nothing", the yardstick of all others, is always among them. `out` gets
-    scorecard.json and messages/, each file written whole or not at all.
+    "NAME:key=value" or as objects; "nothing", the yardstick of all others, is always among them. `training_tokens`: what
+    the model was trained on, one more N at which totals are shown. `out` gets scorecard.json and messages/, each file
+    written whole or not at all.
 
     **Raises:** `MDLError` of the kind that fits, before any long work where that can be known.
     """
@@ -185,6 +188,9 @@ def compare(
             check(place.output, width, loaded.name)
     data = load_data(loaded, text=text, tokens=tokens, dataset=dataset, context=context, sequences=sequences, seed=seed)
     task = build_task(loaded, region, data, progress or _silent)
+    training_tokens = EMBEDDED_TRAINING_TOKENS if model is None else training_tokens
+    if training_tokens is not None:
+        task = replace(task, description={**task.description, "training_tokens": float(training_tokens)})
     card, messages = score(
         task,
         decompositions,
