@@ -166,7 +166,7 @@ def compare(
 
     All defaults: the embedded model, its middle residual stream, its SAEs, every yardstick. `model`: what `load_model`
     takes or gives; a torch module without an adapter needs a region, "upstream of SUBMODULE". Explanations are given as
-    "NAME:key=value" or as objects; "nothing", the yardstick of all others, is always among them. `training_tokens`: what
+    "NAME:key=value" or as objects; "nothing", the yardstick of all, is always among them. `training_tokens`: what
     the model was trained on, one more N at which totals are shown. `out` gets scorecard.json and messages/, each file
     written whole or not at all.
 
