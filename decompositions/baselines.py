@@ -18,7 +18,7 @@ from mdl.protocols import Inputs, Sample, Settings
 from mdl.state import NoState, State
 from mdl.task import Task
 
-STATIC_KNOB: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+STATIC_KNOB: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 
 @dataclass(frozen=True)

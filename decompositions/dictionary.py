@@ -27,8 +27,8 @@ VALUE_CLASSES = 16
 MAX_SIDE_STEP = 1.0  # octaves for the scale: a coarser step would be of no use to any sender
 REMEMBERED = 8  # samples whose activations are kept: several views of fit, tuning and held-out data
 KNOBS: Mapping[str, Sequence[float]] = {
-    "static": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
-    "value": (0.5, 1.0, 2.0, 3.0, 4.5, 7.0, 10.0),
+    "static": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+    "value": (0.5, 1.0, 2.0, 3.0, 4.5, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0),
 }
 
 

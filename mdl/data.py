@@ -105,6 +105,16 @@ def _hash(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
+def _spread(owner: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Sequences in random order, one of every unit before a second of any: intervals rest on the number of units."""
+    order = rng.permutation(len(owner))
+    by_unit = np.argsort(owner[order], kind="stable")
+    sorted_units = owner[order][by_unit]
+    rank = np.empty(len(order), np.int64)
+    rank[by_unit] = np.arange(len(order)) - np.searchsorted(sorted_units, sorted_units)
+    return order[np.argsort(rank, kind="stable")]
+
+
 def _dataset(
     splits: list[tuple[np.ndarray, np.ndarray]], special: tuple[int, ...], sizes: Sizes, seed: int, source: str
 ) -> Dataset:
@@ -112,7 +122,7 @@ def _dataset(
     rng = np.random.default_rng(seed)
     tokens, groups = [], []
     for (array, owner), size in zip(splits, (sizes.fit, sizes.tune, sizes.held_out), strict=True):
-        chosen = np.sort(rng.permutation(len(array))[:size])
+        chosen = np.sort(_spread(owner, rng)[:size])
         tokens.append(np.ascontiguousarray(array[chosen], np.int32))
         groups.append(np.unique(owner[chosen], return_inverse=True)[1].reshape(-1))
     for name, array in zip(("fit", "tune", "held-out"), tokens, strict=True):
