@@ -85,10 +85,11 @@ class Solver:
         """Metric, step and knobs, then evaluations of held-out data."""
         if self.metric is None:
             self._choose_metric(eps)
-        assert self.metric is not None
-        self.step = self._surrogate_step(self.metric, self.step, eps)
-        if self._choose_knobs():
+            assert self.metric is not None
+        else:
             self.step = self._surrogate_step(self.metric, self.step, eps)
+            if self._choose_knobs():
+                self.step = self._surrogate_step(self.metric, self.step, eps)
         return self._meet(eps, self.bench.held_out, self.metric, KL_TOLERANCE)
 
     def _outlook(self, metric: Metric, step: float, knobs: Mapping[str, float]) -> tuple[float, float]:
@@ -114,18 +115,19 @@ class Solver:
         return step
 
     def _choose_metric(self, eps: float) -> None:
-        """Fisher or Euclidean, whichever gives the shorter total at equal measured KL on the probe data."""
+        """Fisher or Euclidean, each with its best knobs: the shorter total at equal measured KL on the probe data."""
         found = []
-        outputs = self.bench.probe.sample.outputs
+        outputs, first = self.bench.probe.sample.outputs, dict(self.knobs)
         for metric in self.bench.metrics:
-            self.calibration = 1.0
+            self.metric, self.knobs, self.calibration = metric, dict(first), 1.0
             start = math.sqrt(metric.distortion(outputs - outputs.mean(0)) / len(metric.root))
             self.step = self._surrogate_step(metric, start, eps)
+            self._choose_knobs()
+            self.step = self._surrogate_step(metric, self.step, eps)
             attempts = self._meet(eps, self.bench.probe, metric, tolerance=0.05)
-            best = _nearest(attempts, eps)
-            total = best.total(self.bench.horizon) + self.slope * math.log(best.kl / eps)
-            found.append((total, metric, best.step, self.calibration))
-        _, self.metric, self.step, self.calibration = min(found, key=lambda f: f[0])
+            total = _total_at(attempts, eps, self.bench.horizon)
+            found.append((total, metric, self.knobs, self.step, self.calibration))
+        _, self.metric, self.knobs, self.step, self.calibration = min(found, key=lambda f: f[0])
 
     def _choose_knobs(self) -> bool:
         """Hill climbing on the knobs' grids at equal distortion on the probe data; True if anything changed."""
@@ -194,6 +196,15 @@ def _kl_slope(attempts: Sequence[Attempt]) -> float:
     a, b = attempts[-2], attempts[-1]
     run = math.log(b.step / a.step)
     return min(max(math.log(b.kl / a.kl) / run, 0.4), 4.0) if abs(run) > 1e-9 else USUAL_KL_SLOPE
+
+
+def _total_at(attempts: Sequence[Attempt], eps: float, horizon: float) -> float:
+    """Total at the horizon, bits a token, on the line in ln KL through the two attempts nearest to eps."""
+    near = sorted(attempts, key=lambda a: abs(math.log(a.kl / eps)))[:2]
+    gap = math.log(near[0].kl / eps)
+    run = math.log(near[-1].kl / near[0].kl)
+    slope = (near[0].rate - near[-1].rate) / run if abs(run) > SLOPE_RUN else rate_slope(near)
+    return near[0].total(horizon) + max(slope, 0.0) * gap
 
 
 def _next_step(attempts: Sequence[Attempt], eps: float) -> float:
