@@ -10,6 +10,7 @@ import scipy.sparse
 
 from decompositions.dictionary import (
     NO_SIDE,
+    REMEMBERED,
     SCALE,
     SCALE_AND_MEAN,
     DictionaryDecoder,
@@ -205,10 +206,11 @@ def test_activations_are_computed_once_for_a_sample():
         calls.append(len(outputs))
         return scipy.sparse.csr_array(np.maximum(outputs, 0))
 
-    remembered, arrays = Remembered(encoder), [np.full((n, 2), n, np.float32) for n in (1, 2, 3, 4)]
-    for array in (*arrays[:3], arrays[0].copy(), arrays[3], arrays[0]):
+    sizes = list(range(1, REMEMBERED + 2))
+    remembered, arrays = Remembered(encoder), [np.full((n, 2), n, np.float32) for n in sizes]
+    for array in (*arrays[:-1], arrays[0].copy(), arrays[-1], arrays[0]):
         np.testing.assert_array_equal(remembered(array).toarray(), array)
-    assert calls == [1, 2, 3, 4, 1]  # the oldest makes room
+    assert calls == [*sizes, 1]  # the oldest makes room
 
 
 @pytest.mark.parametrize(
