@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import numpy as np
+
 from estimators.fidelity import Attempt, Bench, Coding, Split
 from estimators.fisher import Metric
 from mdl.errors import ExplanationError, MessageError
@@ -20,6 +22,7 @@ from mdl.units import bits_to_nats
 KL_TOLERANCE = 0.01  # the solver stops within this relative distance of eps ...
 KL_PROMISE = 0.02  # ... and a score is refused beyond this one
 MAX_EVALUATIONS = 12  # of the held-out data, per fidelity
+SILENT_FACTOR = 1.2  # by which an explanation is coarsened that meets a fidelity with no residual at all
 # Two attempts closer than this in ln KL say more about quantisation noise than about the slope of the rate.
 SLOPE_RUN = 0.1
 # d ln KL / d ln step before it was measured: a little under the quadratic law, because of dead zones.
@@ -87,7 +90,7 @@ class Solver:
             self._choose_metric(eps)
             assert self.metric is not None
         else:
-            self.step = self._surrogate_step(self.metric, self.step, eps)
+            self._reconsider_metric(eps)
             if self._choose_knobs():
                 self.step = self._surrogate_step(self.metric, self.step, eps)
         return self._meet(eps, self.bench.held_out, self.metric, KL_TOLERANCE)
@@ -128,6 +131,17 @@ class Solver:
             total = _total_at(attempts, eps, self.bench.horizon)
             found.append((total, metric, self.knobs, self.step, self.calibration))
         _, self.metric, self.knobs, self.step, self.calibration = min(found, key=lambda f: f[0])
+
+    def _reconsider_metric(self, eps: float) -> None:
+        """The metric and its step for another fidelity, by the outlook at the knobs in force: what is shorter at 10 %
+        need not be at 1 %."""
+        assert self.metric is not None
+        found = []
+        for metric in self.bench.metrics:
+            start = self.step * float(np.linalg.norm(metric.root) / np.linalg.norm(self.metric.root))
+            step = self._surrogate_step(metric, start, eps)
+            found.append((self._outlook(metric, step, self.knobs)[1], metric, step))
+        _, self.metric, self.step = min(found, key=lambda f: f[0])
 
     def _choose_knobs(self) -> bool:
         """Hill climbing on the knobs' grids at equal distortion on the probe data; True if anything changed."""
@@ -175,7 +189,13 @@ class Solver:
             if abs(gap) < tolerance:
                 break
             if gap < 0 and last.residual is not None and not last.residual.values.any():
-                break  # nothing is left to send, and eps is met: a coarser step changes nothing
+                # Nothing is left to send, and eps is met: only a coarser explanation can be shorter.
+                if len(attempts) > 1 and last.kl == attempts[-2].kl:
+                    break
+                self.step *= SILENT_FACTOR
+                settings = self._settings(metric, self.step, self.knobs)
+                coding = Coding.prepare(self.bench, self.explanation, metric, settings, self.step, examples)
+                continue
             self.step = _next_step(attempts, eps)
         self.step = attempts[-1].step
         self.slope = rate_slope(attempts)
