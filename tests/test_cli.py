@@ -60,7 +60,7 @@ def test_all_defaults_reach_compare_as_none(calls):
     assert arguments.pop("seed") == 0
     assert set(arguments) == {
         "model", "region", "phenomena", "fidelities", "text", "tokens", "dataset", "explanations", "horizon",
-        "sequences", "context", "progress",
+        "training_tokens", "sequences", "context", "progress",
     }  # fmt: skip
     assert set(arguments.values()) == {None}
     assert sorted(os.listdir("run")) == ["compare.png", "messages", "scorecard.json"]
@@ -87,6 +87,7 @@ def test_every_option_reaches_compare(calls, tmp_path):
             "dataset": None,
             "explanations": ["pca:rank=16", "sae:path=a"],
             "horizon": 1e6,
+            "training_tokens": None,
             "sequences": 20,
             "context": 64,
             "seed": 3,

@@ -249,15 +249,18 @@ def dictionaries(tiny_model: Model, token_file: Path, tmp_path_factory: pytest.T
         dictionary(folder / "permuted", shuffled),
         dictionary(folder / "dead", order, dead=5),
     ]
-    return compare(
-        tiny_model,
-        REGION,
-        explanations=wanted,
-        phenomena=[ACTIVATIONS],
-        fidelities=[0.1],
-        tokens=token_file,
-        horizon=HORIZON,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # Left to its own choice, the sender would silence so poor a dictionary, and there would be nothing to permute.
+        patch.setattr("decompositions.dictionary.KNOBS", {"static": (1.0,), "value": (1.0,)})
+        return compare(
+            tiny_model,
+            REGION,
+            explanations=wanted,
+            phenomena=[ACTIVATIONS],
+            fidelities=[0.1],
+            tokens=token_file,
+            horizon=HORIZON,
+        )
 
 
 def figures(score: Score) -> dict[str, Any]:
