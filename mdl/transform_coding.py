@@ -111,8 +111,7 @@ class Quantiser:
     def quantise(self, u: np.ndarray) -> np.ndarray:
         """Integers [n, r] for coordinates u [n, r]."""
         size = np.abs(u) / np.float32(self.step)
-        level = np.clip(np.floor(size + self.rounding.astype(np.float32)), 1, np.float32(LARGEST_LEVEL))
-        return np.where(size < self.zero, 0, np.sign(u) * level).astype(np.int32)
+        return (np.sign(u) * _levels(size, self.zero, self.rounding)).astype(np.int32)
 
 
 def fit_quantiser(u: np.ndarray, step: float, rounds: int = 3) -> Quantiser:
@@ -148,8 +147,8 @@ def fit_quantiser(u: np.ndarray, step: float, rounds: int = 3) -> Quantiser:
 
 
 def _levels(size: np.ndarray, zero: np.ndarray, rounding: np.ndarray) -> np.ndarray:
-    level = np.maximum(np.floor(size + rounding.astype(np.float32)), 1)
-    return np.where(size < zero, 0, level)
+    level = np.clip(np.floor(size + rounding.astype(np.float32)), 1, np.float32(LARGEST_LEVEL))
+    return np.where(size < zero, np.float32(0), level)
 
 
 def components_section(axes: Axes, quantiser: Quantiser, settings: Settings) -> Section:
