@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.sparse
 
+from mdl.alphabets import NoAlphabet
 from mdl.errors import ExplanationError, MessageError
 from mdl.message import QuantisedArray, Section
 from mdl.protocols import Inputs, Sample, Settings
@@ -33,6 +34,10 @@ class ConstantDecoder:
         if len(section.header) != 1 or section.parts:
             raise MessageError("a 'constant' section has one header array and no parts")
         return cls(section.header[0].values()[0])
+
+    @property
+    def alphabet(self) -> NoAlphabet:
+        return NoAlphabet()
 
     def predict(self, inputs: Inputs, state: State) -> np.ndarray:
         return np.broadcast_to(self.mean, (inputs.n_tokens, len(self.mean))).astype(np.float32)
@@ -90,6 +95,10 @@ class TableDecoder:
         position = np.minimum(np.searchsorted(self.ids, tokens), max(len(self.ids) - 1, 0))
         found = self.ids[position] == tokens if len(self.ids) else np.zeros(len(tokens), bool)
         return position, found
+
+    @property
+    def alphabet(self) -> NoAlphabet:
+        return NoAlphabet()
 
     def predict(self, inputs: Inputs, state: State) -> np.ndarray:
         position, found = self._row_of(inputs.scored_tokens())
@@ -167,6 +176,10 @@ class AffineDecoder:
         if len(section.header) != 2 or section.parts:
             raise MessageError("an 'affine' section has two header arrays (matrix, bias) and no parts")
         return cls(section.header[0].values(), section.header[1].values()[0])
+
+    @property
+    def alphabet(self) -> NoAlphabet:
+        return NoAlphabet()
 
     def predict(self, inputs: Inputs, state: State) -> np.ndarray:
         return (inputs.scored_values() @ self.matrix + self.bias).astype(np.float32)

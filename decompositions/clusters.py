@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.sparse
 
+from mdl.alphabets import IndexAlphabet
 from mdl.errors import ExplanationError, MessageError
 from mdl.message import QuantisedArray, Section
 from mdl.protocols import Inputs, Sample, Settings
@@ -27,6 +28,10 @@ class ClustersDecoder:
         if section.header or len(section.parts) != 1:
             raise MessageError("a 'clusters' section has no header array and one part array (centroids)")
         return cls(section.parts[0].values())
+
+    @property
+    def alphabet(self) -> IndexAlphabet:
+        return IndexAlphabet(len(self.centroids))
 
     def predict(self, inputs: Inputs, state: State) -> np.ndarray:
         assert isinstance(state, IndexState)

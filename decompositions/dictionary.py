@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.sparse
 
-from mdl.codes.bitstream import BitWriter
+from mdl.alphabets import Alphabet, DenseAlphabet, JoinedAlphabet, SparseAlphabet
 from mdl.errors import ExplanationError, MessageError
 from mdl.message import STEPS_PER_OCTAVE, QuantisedArray, Section, step_exponent
 from mdl.protocols import Inputs, Sample, Settings
-from mdl.state import DenseState, SparseState, State, StreamLength
+from mdl.state import DenseState, JoinedState, SparseState, State
 
 KIND = "dictionary"
 NO_SIDE, SCALE, SCALE_AND_MEAN = 0, 1, 2  # what a token's side information is
@@ -32,47 +32,11 @@ KNOBS: Mapping[str, Sequence[float]] = {
 }
 
 
-@dataclass(frozen=True)
-class NormalisedState:
-    """Sparse symbols, and side symbols of every token: its quantised log2 scale, and perhaps its quantised mean."""
-
-    sparse: SparseState
-    side: DenseState
-
-    @property
-    def n_tokens(self) -> int:
-        return self.sparse.n_tokens
-
-    def reordered(self, order: np.ndarray) -> NormalisedState:
-        """The same symbols when the parts are sent in another order: the new part i is the old part order[i]."""
-        return NormalisedState(self.sparse.reordered(order), self.side)
-
-    def bits(self) -> float:
-        """Both streams' exact length, in bits."""
-        return self.sparse.bits() + self.side.bits()
-
-    def length(self) -> StreamLength:
-        """Both streams' exact lengths, in bits."""
-        a, b = self.sparse.length(), self.side.length()
-        code = f"{a.code}; side information: {b.code}"
-        return StreamLength(a.total + b.total, a.learning + b.learning, a.per_token + b.per_token, code)
-
-    def touched(self) -> scipy.sparse.csr_array:
-        """The features' parts; side information uses none."""
-        return self.sparse.touched()
-
-    def write(self, writer: BitWriter) -> None:
-        self.sparse.write(writer)
-        self.side.write(writer)
-
-
 def support_of(state: State) -> SparseState:
-    """The sparse symbols of either kind of state. **Raises:** `ExplanationError` for a state of another kind."""
-    if isinstance(state, NormalisedState):
-        return state.sparse
-    if isinstance(state, SparseState):
-        return state
-    raise ExplanationError(f"a dictionary decodes SparseState or NormalisedState, not {type(state).__name__}")
+    """The sparse symbols of a dictionary's state, with or without side information."""
+    first = state.streams[0] if isinstance(state, JoinedState) else state
+    assert isinstance(first, SparseState)
+    return first
 
 
 @dataclass(frozen=True)
@@ -103,14 +67,20 @@ class DictionaryDecoder:
             raise MessageError(f"a dictionary section has 2 header and 3 part arrays; this one has {counts}")
         return build_decoder(section, section.parts[0].values(), *section.parts[1:])
 
+    @property
+    def alphabet(self) -> Alphabet:
+        """Features and their values; side information after them, if tokens need it."""
+        sparse = SparseAlphabet(self.classes, self.signed)
+        return sparse if self.side == NO_SIDE else JoinedAlphabet((sparse, DenseAlphabet(self.side, parts=False)))
+
     def predict(self, inputs: Inputs, state: State) -> np.ndarray:
         """The region's outputs at the scored positions, float32 [n, d]."""
         symbols = support_of(state).matrix().astype(np.float32)
         values = symbols.multiply(self.value_steps[None, :]).tocsr().astype(np.float32)
         output = np.asarray(values @ self.atoms, np.float32) + self.bias
-        if not isinstance(state, NormalisedState):
+        if not isinstance(state, JoinedState):
             return output
-        scale, mean = self.side_values(state.side.values)
+        scale, mean = self.side_values(_side_symbols(state))
         return output * scale[:, None] + mean[:, None]
 
     def side_values(self, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,6 +98,12 @@ class DictionaryDecoder:
         """2 d for each active feature, and 2 d more for a token's scale and mean."""
         active = len(support_of(state).values) / max(state.n_tokens, 1)
         return 2.0 * self.atoms.shape[1] * (active + (self.side != NO_SIDE))
+
+
+def _side_symbols(state: JoinedState) -> np.ndarray:
+    side = state.streams[1]
+    assert isinstance(side, DenseState)
+    return side.values
 
 
 def build_decoder(
@@ -206,9 +182,7 @@ def header_arrays(bias: np.ndarray, signed: bool, side: int, settings: Settings)
     return QuantisedArray.from_values(bias, settings.static_step(np.ones(1))), QuantisedArray.from_integers(flags)
 
 
-def quantise(
-    decoder: DictionaryDecoder, activations: scipy.sparse.csr_array, outputs: np.ndarray
-) -> SparseState | NormalisedState:
+def quantise(decoder: DictionaryDecoder, activations: scipy.sparse.csr_array, outputs: np.ndarray) -> State:
     """State symbols for activations [n, F] of the decoder's own features.
 
     q = rint(a / step); zeros leave the support, as do features whose decoded atom is zero. Values make good what the
@@ -224,7 +198,7 @@ def quantise(
     symbols = scipy.sparse.csr_array(activations.multiply(live[None, :]))
     symbols.data = np.rint(symbols.data)
     sparse = SparseState.from_matrix(symbols, decoder.classes, decoder.signed)
-    return sparse if side is None else NormalisedState(sparse, DenseState(side, parts=False))
+    return sparse if side is None else JoinedState((sparse, DenseState(side, parts=False)))
 
 
 @dataclass(frozen=True)
@@ -284,7 +258,7 @@ class DictionaryExplanation:
         largest = np.abs(self.atoms).max(1)
         return np.flatnonzero((self.statistics.frequency > 0) & (largest > 0.5 * steps)), steps
 
-    def encode(self, decoder: DictionaryDecoder, sample: Sample, settings: Settings) -> SparseState | NormalisedState:
+    def encode(self, decoder: DictionaryDecoder, sample: Sample, settings: Settings) -> State:
         """The state symbols of a sample, under the decoder that came out of the message."""
         activations = self.activations(sample.outputs)
         return quantise(decoder, activations[:, self.kept(settings)[0]], sample.outputs)

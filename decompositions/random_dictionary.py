@@ -23,7 +23,6 @@ from decompositions.dictionary import (
     KNOBS,
     DictionaryDecoder,
     DictionaryExplanation,
-    NormalisedState,
     build_decoder,
     fit_dictionary,
     header_arrays,
@@ -34,7 +33,7 @@ from decompositions.dictionary import (
 from mdl.errors import ExplanationError, MessageError
 from mdl.message import MAX_ELEMENTS, QuantisedArray, Section
 from mdl.protocols import Sample, Settings
-from mdl.state import SparseState
+from mdl.state import State
 
 KIND = "random-dictionary"
 CHUNK = 1024  # tokens a call of the pursuit
@@ -130,7 +129,7 @@ class RandomDictionaryExplanation:
     def _kept(self) -> np.ndarray:
         return np.flatnonzero(self.dictionary.statistics.frequency > 0)
 
-    def encode(self, decoder: DictionaryDecoder, sample: Sample, settings: Settings) -> SparseState | NormalisedState:
+    def encode(self, decoder: DictionaryDecoder, sample: Sample, settings: Settings) -> State:
         """The state symbols of a sample, under the decoder that came out of the message."""
         return quantise(decoder, self.dictionary.activations(sample.outputs)[:, self._kept()], sample.outputs)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,24 +16,49 @@ import numpy as np
 from estimators.fidelity import Attempt, Bench, Coding
 from estimators.first_use import static_curve
 from estimators.intervals import compare_pairs
+from estimators.kernels import Damage
 from estimators.recovered import Baselines, explained_variance, recovered
 from estimators.solver import Solution, Solver
-from mdl.ledger import Comparison, Entry, Score, ratio_stderr
+from estimators.transcript import Transcript
+from estimators.verification.audit import Finding, audit
+from mdl.ledger import Comparison, Entry, Score, Scorecard, ratio_stderr
+from mdl.message import Message
 from mdl.protocols import Explanation, Settings
+from mdl.receiver import Streams
 from mdl.state import StreamLength
 from mdl.task import ACTIVATIONS, BEHAVIOUR, Task
 
 STATIC_SOURCE = "semi-adaptive tables and parametric codes, constriction's ANS"
 RATE_SOURCE = "Krichevsky and Trofimov 1981"
+KL_SOURCE = ("codelength", "M's samples under M_E, beyond M", "Cover 2006, 5.4")
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What the sender says of a score beside its bits: what it explains, and how its settings were found."""
+
+    explanation: str
+    phenomenon: str
+    fidelity: float | None
+    evaluations: int
+    slope: float = 0.0
+    notes: tuple[str, ...] = ()
+    settings: Mapping[str, float | str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, score: Score) -> Claim:
+        """What a saved score claims beside its bits."""
+        return cls(*(getattr(score, f.name) for f in fields(cls)))
+
+
+@dataclass(frozen=True)
 class Scored:
-    """A score and the bytes of the message that it is a score of."""
+    """A score, and the bytes that it is a score of: the message and the streams of all held-out tokens."""
 
     score: Score
     message: bytes
+    streams: Streams
 
 
 @dataclass
@@ -82,7 +107,12 @@ class SurpriseAccounting:
             found.append(self._behaviour(explanation, solver, solutions))
         curve = tuple(sorted({p for s in solutions for p in ((a.kl, a.rate) for a in s.attempts)}))
         notes = self.bench.evaluator.notes
-        return [Scored(replace(f.score, curve=curve, notes=(*f.score.notes, *notes)), f.message) for f in found]
+        return [replace(f, score=replace(f.score, curve=curve, notes=(*f.score.notes, *notes))) for f in found]
+
+    def verify(self, card: Scorecard, sent: Mapping[str, tuple[bytes, Streams]]) -> list[Finding]:
+        """Decode what was sent (message and streams, by message file) in fresh processes, and work every figure of a
+        scorecard out again."""
+        return audit(self, card, sent)
 
     def compare(self, scores: Sequence[Score]) -> tuple[Comparison, ...]:
         """All pairs of each setting, on the same sequences."""
@@ -91,35 +121,70 @@ class SurpriseAccounting:
         return tuple(c for group in chosen for c in compare_pairs(group, self.seed))
 
     def _activations(self, explanation: Explanation, fidelity: float, solution: Solution) -> Scored:
-        attempt, eps = solution.attempt, fidelity * self.bench.null_kl
-        assert attempt.residual is not None
-        streams = {"state": attempt.state.length(), "residual": attempt.residual.length()}
-        entries = [self._stream_entry(column, length) for column, length in streams.items()]
-        groups = self.bench.held_out.activations.group_sums
-        bits = sum((groups(s.per_token) for s in streams.values()), np.zeros(1))
-        # What meeting eps exactly, sequence by sequence, would have cost: KL's own sampling error enters the interval.
-        bits = bits + solution.slope * groups(attempt.damage.kl_bits / eps - 1.0)
-        score = self._score(explanation, attempt, ACTIVATIONS, fidelity, entries, bits, solution.evaluations)
-        return Scored(replace(score, notes=solution.notes), attempt.message.data)
+        claim = Claim(explanation.name, ACTIVATIONS, fidelity, solution.evaluations, solution.slope, solution.notes)
+        return self._claimed(claim, solution.attempt)
 
     def _behaviour(self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution]) -> Scored:
         before = self.bench.evaluations
         coding = self._cheapest_for_behaviour(explanation, solver, solutions)
         attempt = coding.attempt(self.bench, self.bench.held_out)
-        length, kl = attempt.state.length(), attempt.damage.kl_bits
-        sizes = self._sizes
-        groups = self.bench.held_out.activations.group_sums
-        stderr = ratio_stderr(groups(kl), sizes)
+        claim = Claim(explanation.name, BEHAVIOUR, None, self.bench.evaluations - before)
+        return self._claimed(claim, attempt)
+
+    def _claimed(self, claim: Claim, attempt: Attempt) -> Scored:
+        """Write the streams, and work out the score of what they and the message say."""
+        streams = Streams.write(attempt.state, attempt.residual)
+        transcript = Transcript.of(streams, attempt.state, attempt.residual, attempt.received)
+        settings = {"metric": attempt.metric, "step": attempt.step, **attempt.settings.knobs}
+        score = self.account(replace(claim, settings=settings), attempt.message, transcript, attempt.damage)
+        return Scored(score, attempt.message.data, streams)
+
+    def account(
+        self,
+        claim: Claim,
+        message: Message,
+        transcript: Transcript,
+        damage: Damage,
+        alone: Damage | None = None,
+    ) -> Score:
+        """The score of what was received.
+
+        **Arguments:** `damage`: what its values do to M's predictions; `alone`: what the explanation's prediction does
+        without the residual coder, measured here where it is not given.
+        """
+        groups, n = self.bench.held_out.activations.group_sums, transcript.n_tokens
+        kl_stderr = ratio_stderr(groups(damage.kl_bits), self._sizes)
+        lengths = {"state": transcript.state, "residual": transcript.residual}
         entries = [
-            self._stream_entry("state", length),
-            Entry(
-                "KL", "residual", attempt.kl, stderr, "codelength", "M's samples under M_E, beyond M", "Cover 2006, 5.4"
-            ),
+            self._stream_entry(column, length, size)
+            for (column, length), size in zip(lengths.items(), transcript.stream_bytes, strict=True)
+            if length is not None
         ]
-        bits = groups(length.per_token) + groups(kl)
-        evaluations = self.bench.evaluations - before
-        score = self._score(explanation, attempt, BEHAVIOUR, None, entries, bits, evaluations)
-        return Scored(score, attempt.message.data)
+        bits = sum((groups(x.per_token) for x in lengths.values() if x is not None), np.zeros(1))
+        if claim.phenomenon == BEHAVIOUR:
+            entries.append(Entry("KL", "residual", float(damage.kl_bits.mean()), kl_stderr, *KL_SOURCE))
+            bits = bits + groups(damage.kl_bits)
+            alone = damage
+        else:
+            # What meeting eps exactly, sequence by sequence, would have cost: KL's own sampling error enters the interval.
+            assert claim.fidelity is not None
+            bits = bits + claim.slope * groups(damage.kl_bits / (claim.fidelity * self.bench.null_kl) - 1.0)
+        return Score(
+            explanation=claim.explanation,
+            phenomenon=claim.phenomenon,
+            fidelity=claim.fidelity,
+            entries=(*_static_entries(message), *entries),
+            static=static_curve(message, transcript.touched, n),
+            kl_bits=float(damage.kl_bits.mean()),
+            kl_stderr=kl_stderr,
+            sequence_bits=tuple(map(float, bits)),
+            sequence_tokens=tuple(int(s) for s in self._sizes),
+            evaluations=claim.evaluations,
+            slope=claim.slope,
+            settings=claim.settings,
+            beside=self._beside(transcript, alone),
+            notes=claim.notes,
+        )
 
     def _cheapest_for_behaviour(
         self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution]
@@ -149,61 +214,32 @@ class SurpriseAccounting:
         activations = self.bench.held_out.activations
         return activations.group_sums(np.ones(activations.n_tokens))
 
-    def _stream_entry(self, column: str, length: StreamLength) -> Entry:
+    def _stream_entry(self, column: str, length: StreamLength, size: int) -> Entry:
         n = self.bench.held_out.activations.n_tokens
         sums = self.bench.held_out.activations.group_sums(length.per_token)
         stderr = ratio_stderr(sums, self._sizes) if length.total else 0.0
-        return Entry(column, column, length.total / n, stderr, "codelength", length.code, RATE_SOURCE)
+        return Entry(column, column, 8.0 * size / n, stderr, "coded", length.code, RATE_SOURCE)
 
-    def _score(
-        self,
-        explanation: Explanation,
-        attempt: Attempt,
-        phenomenon: str,
-        fidelity: float | None,
-        entries: list[Entry],
-        sequence_bits: np.ndarray,
-        evaluations: int,
-    ) -> Score:
-        activations = self.bench.held_out.activations
-        n, message = activations.n_tokens, attempt.message
-        static = [Entry("header", "static", message.header_bits, 0.0, "coded", "message", STATIC_SOURCE)]
-        for name, bits in zip(("special", "explanation", "residual coder"), message.part_bits, strict=False):
-            if len(bits):
-                entry = Entry(
-                    f"parts of the {name}", "static", float(bits.sum()), 0.0, "coded", "message", STATIC_SOURCE
-                )
-                static.append(entry)
-        sums = activations.group_sums(attempt.damage.kl_bits)
-        return Score(
-            explanation=explanation.name,
-            phenomenon=phenomenon,
-            fidelity=fidelity,
-            entries=(*static, *entries),
-            static=static_curve(message, attempt.touched, n),
-            kl_bits=attempt.kl,
-            kl_stderr=ratio_stderr(sums, self._sizes),
-            sequence_bits=tuple(map(float, sequence_bits)),
-            sequence_tokens=tuple(int(s) for s in self._sizes),
-            evaluations=evaluations,
-            settings={"metric": attempt.metric, "step": attempt.step, **attempt.settings.knobs},
-            beside=self._beside(attempt),
-        )
-
-    def _beside(self, attempt: Attempt) -> Mapping[str, float]:
+    def _beside(self, transcript: Transcript, alone: Damage | None) -> Mapping[str, float]:
         """Of the explanation's own prediction, without the residual coder: as people use it."""
         split = self.bench.held_out
-        damage = attempt.damage
-        if attempt.residual is not None:
-            damage = self.bench.measure(split, attempt.prediction, self.bench.special[1])
-        touched = attempt.state.touched()
-        region = self.task.description["region_flops"]
+        if alone is None:
+            alone = self.bench.measure(split, transcript.prediction, self.bench.special[1])
         return {
-            "l0": 0.0 if touched is None else touched.nnz / attempt.state.n_tokens,
-            "explained_variance": explained_variance(split.sample.outputs, attempt.prediction),
-            **recovered(damage, self.baselines),
-            "prediction_kl_bits": float(np.mean(damage.kl_bits)),
-            "flops_ratio": attempt.flops / region,
-            "learning_bits": sum(s.length().learning for s in (attempt.state, attempt.residual) if s is not None)
-            / attempt.state.n_tokens,
+            "l0": transcript.l0,
+            "explained_variance": explained_variance(split.sample.outputs, transcript.prediction),
+            **recovered(alone, self.baselines),
+            "prediction_kl_bits": float(np.mean(alone.kl_bits)),
+            "flops_ratio": transcript.flops / self.task.description["region_flops"],
+            "learning_bits": transcript.learning,
         }
+
+
+def _static_entries(message: Message) -> list[Entry]:
+    """The header, and the parts of each section of the message."""
+    entries = [Entry("header", "static", message.header_bits, 0.0, "coded", "message", STATIC_SOURCE)]
+    for name, bits in zip(("special", "explanation", "residual coder"), message.part_bits, strict=False):
+        if len(bits):
+            total = float(bits.sum())
+            entries.append(Entry(f"parts of the {name}", "static", total, 0.0, "coded", "message", STATIC_SOURCE))
+    return entries

@@ -8,22 +8,20 @@ decoder: the message goes to bytes and back, the symbols are the receiver's. The
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 
 from estimators.fisher import Metric, euclidean_metric, fisher_metric
 from estimators.kernels import Damage, RegionEvaluator, evaluator_for
 from mdl.errors import TaskError
-from mdl.message import Message, QuantisedArray, Section, decode_message, encode_message
-from mdl.plugins import load
-from mdl.protocols import Decoder, Explanation, Sample, Settings
-from mdl.state import DenseState, State, first_use_order
+from mdl.message import Message, Section, encode_message
+from mdl.protocols import Explanation, Sample, Settings
+from mdl.receiver import Receiver, Reconstruction, decoder_of, special_section
+from mdl.state import DenseState, IndexState, JoinedState, SparseState, State, first_use_order
 from mdl.task import Activations, Task
 from mdl.transform_coding import TransformCoder, moments, principal_axes
 
-SPECIAL = "special"
 PROBE_SEQUENCES = 16  # of the tuning data: enough to compare settings by, not to fit a transform on
 AXES_TOKENS = 32768  # at most so many tokens for the residual coder's axes
 QUANTISER_TOKENS = 8192  # at most so many for its thresholds and reconstruction points
@@ -92,13 +90,9 @@ class Bench:
 
     def measure(self, split: Split, values: np.ndarray, special: np.ndarray) -> Damage:
         """Put reconstructed values [n, d] and the special constants in the region's place, and measure."""
-        activations = split.activations
-        full = np.zeros_like(activations.outputs)
-        full[activations.scored] = values
-        for token, row in zip(self.special[0], special, strict=True):
-            full[activations.tokens == token] = row
+        full = split.activations.filled(values, dict(zip(self.special[0], special, strict=True)))
         self.evaluations += 1
-        return self.evaluator.damage(activations, split.reference, full)
+        return self.evaluator.damage(split.activations, split.reference, full)
 
     @cached_property
     def null_kl(self) -> float:
@@ -108,26 +102,21 @@ class Bench:
         return float(self.measure(self.held_out, np.broadcast_to(mean, (n, len(mean))), self.special[1]).kl_bits.mean())
 
 
-@cache
-def _decoder_class(kind: str) -> Any:
-    return load("decoder", kind)
+def encoded(explanation: Explanation, section: Section, sample: Sample, settings: Settings) -> State:
+    """The sender's symbols for a sample, as the decoder's alphabet takes them.
 
-
-def decoder_of(section: Section) -> Decoder:
-    """The receiver's decoder for a section, by the kind that it names.
-
-    **Raises:** `PluginError` for a kind that nothing installed provides, `MessageError` if the arrays do not fit it.
+    The sender encodes with a decoder of its own: what it does to that one cannot matter.
     """
-    return _decoder_class(section.kind).from_section(section)
+    state = explanation.encode(decoder_of(section), sample, settings)
+    return decoder_of(section).alphabet.accept(state, sample.inputs.n_tokens)
 
 
 @dataclass(frozen=True)
 class Attempt:
     """An explanation coded at one step, as the receiver has it: everything here came out of the decoder.
 
-    `state` and `residual` are the symbol streams (residual None under behaviour); `touched` has one entry a section of
-    the message; `damage` is the measured effect of the reconstruction on M's predictions; `prediction` [n, d] is the
-    explanation's own part of it; `distortion` is e^T G e / 2 of the error left, nats a token.
+    `state` and `residual` are the symbol streams (residual None under behaviour); `received` is what the receiver made
+    of them, `damage` its measured effect on M's predictions; `distortion` is e^T G e / 2 of the error left, nats a token.
     """
 
     settings: Settings
@@ -136,11 +125,9 @@ class Attempt:
     message: Message
     state: State
     residual: DenseState | None
-    touched: tuple[Any, ...]
+    received: Reconstruction
     damage: Damage
-    prediction: np.ndarray
     distortion: float
-    flops: float
 
     @property
     def kl(self) -> float:
@@ -198,8 +185,7 @@ class Coding:
         section = explanation.section(settings)
         if examples is None:
             return cls(explanation, metric, settings, step, section, None)
-        # The sender encodes with a decoder of its own: what it does to that one cannot matter.
-        states = [explanation.encode(decoder_of(section), s, settings) for s in examples]
+        states = [encoded(explanation, section, s, settings) for s in examples]
         decoder = decoder_of(section)
         errors = [s.outputs - decoder.predict(s.inputs, state) for s, state in zip(examples, states, strict=True)]
         axes = principal_axes(*moments(np.concatenate(errors)), metric.root)
@@ -220,18 +206,19 @@ class Coding:
 
     def sections(self, bench: Bench, section: Section) -> list[Section]:
         """What is sent once: the special positions' constants, the explanation, the residual coder."""
-        special = QuantisedArray.from_values(bench.special[1], self.settings.static_step(1.0))
         last = [] if self.coder is None else [self.residual_section]
-        return [Section(SPECIAL, (special,)), section, *last]
+        return [special_section(bench.special[1], self.settings.static_step(1.0)), section, *last]
 
     def _send(self, split: Split) -> Sent:
         """The explanation's own part: its section in the order of first use, and the symbols for the split."""
         if id(split) not in self.sent:
             section = self.section
-            state = self.explanation.encode(decoder_of(section), split.sample, self.settings)
-            if hasattr(state, "reordered"):
+            state = encoded(self.explanation, section, split.sample, self.settings)
+            if isinstance(state, SparseState | IndexState | JoinedState):
                 # Features are numbered by first use in the stream, so their parts are sent in that order.
-                order = first_use_order(state.touched())
+                touched = state.touched()
+                assert touched is not None
+                order = first_use_order(touched)
                 section, state = section.reordered(order), state.reordered(order)
             self.sent[id(split)] = Sent(split, section, state)
         return self.sent[id(split)]
@@ -240,14 +227,11 @@ class Coding:
         """Send the split: message to bytes and back, reconstruction by the decoded decoders, measurement."""
         inputs, sent = split.sample.inputs, self._send(split)
         message = encode_message(self.sections(bench, sent.section))
-        special, explained, *rest = decode_message(message.data)
-        decoder = decoder_of(explained)
-        prediction = decoder.predict(inputs, sent.state)
-        values, codes, touched = prediction, None, [None, decoder.touched(inputs, sent.state)]
+        receiver = Receiver.of(message.data)
+        codes = None
         if self.coder is not None:
-            codes = self.coder.encode(split.sample.outputs - prediction)
-            values = prediction + decoder_of(rest[0]).predict(inputs, codes)
-            touched.append(codes.touched())
+            codes = self.coder.encode(split.sample.outputs - receiver.decoder.predict(inputs, sent.state))
+        received = receiver.reconstruct(inputs, sent.state, codes)
         return Attempt(
             settings=self.settings,
             step=self.step,
@@ -255,11 +239,9 @@ class Coding:
             message=message,
             state=sent.state,
             residual=codes,
-            touched=tuple(touched),
-            damage=bench.measure(split, values, special.header[0].values()),
-            prediction=prediction,
-            distortion=bench.metrics[0].distortion(split.sample.outputs - values) / 2,
-            flops=decoder.flops_per_token(inputs, sent.state),
+            received=received,
+            damage=bench.measure(split, received.values, receiver.special),
+            distortion=bench.metrics[0].distortion(split.sample.outputs - received.values) / 2,
         )
 
     def outlook(self, bench: Bench) -> tuple[float, float]:
@@ -270,7 +252,7 @@ class Coding:
         """
         assert self.coder is not None
         sample = bench.probe.sample
-        state = self.explanation.encode(decoder_of(self.section), sample, self.settings)
+        state = encoded(self.explanation, self.section, sample, self.settings)
         errors = sample.outputs - decoder_of(self.section).predict(sample.inputs, state)
         codes, message = self.coder.encode(errors), encode_message(self.sections(bench, self.section))
         left = errors - decoder_of(self.residual_section).predict(sample.inputs, codes)

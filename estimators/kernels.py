@@ -138,17 +138,23 @@ class Evaluator:
         return hidden if self.region.output == "logits" else unembed(self.model.config, params, hidden)
 
     @cached_property
-    def _damage(self) -> Callable[..., Array]:
-        def damage(params: Any, value: Array, boundary: Array | None, reference: Array, targets: Array) -> Array:
-            hidden = self._suffix(params, value, boundary)
+    def _compare(self) -> Callable[..., Array]:
+        def compare(params: Any, hidden: Array, reference: Array, targets: Array) -> Array:
             before, after = (a.reshape(-1, a.shape[-1]) for a in (reference, hidden))
             out = compare_chunked(lambda h: self._head(params, h), before, after, targets.reshape(-1))
             return out.reshape(*targets.shape, 2)
 
+        return jax.jit(compare)
+
+    @cached_property
+    def _damage(self) -> Callable[..., Array]:
+        def damage(params: Any, value: Array, boundary: Array | None, reference: Array, targets: Array) -> Array:
+            return self._compare(params, self._suffix(params, value, boundary), reference, targets)
+
         return jax.jit(damage)
 
     @cached_property
-    def _reference(self) -> Callable[..., Array]:
+    def _hidden(self) -> Callable[..., Array]:
         return jax.jit(self._suffix)
 
     @cached_property
@@ -162,11 +168,24 @@ class Evaluator:
 
     def reference(self, activations: Activations) -> np.ndarray:
         """M's own final hidden states, [sequences, positions, d]: computed once, used by every evaluation."""
+        return self.hidden(activations, activations.outputs)
+
+    def hidden(self, activations: Activations, values: np.ndarray) -> np.ndarray:
+        """Final hidden states [sequences, positions, d] with the region's outputs replaced by `values`."""
         parts = [
-            np.asarray(self._reference(self.model.params, activations.outputs[s], activations.boundary_of(s)))
+            np.asarray(self._hidden(self.model.params, values[s], activations.boundary_of(s)))
             for s in batches(activations)
         ]
         return np.concatenate(parts)
+
+    def compare(self, activations: Activations, reference: np.ndarray, hidden: np.ndarray) -> Damage:
+        """Final hidden states `hidden` [sequences, positions, d] against M's own, scored tokens only."""
+        targets = next_tokens(activations.tokens)
+        parts = [
+            np.asarray(self._compare(self.model.params, hidden[s], reference[s], jnp.asarray(targets[s])))
+            for s in batches(activations)
+        ]
+        return Damage.of_nats(np.concatenate(parts), activations.scored)
 
     def damage(self, activations: Activations, reference: np.ndarray, values: np.ndarray) -> Damage:
         """Replace the region's outputs by `values` [sequences, positions, d] and compare with M, scored tokens only."""

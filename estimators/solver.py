@@ -16,13 +16,14 @@ import numpy as np
 from estimators.fidelity import Attempt, Bench, Coding, Split
 from estimators.fisher import Metric
 from mdl.errors import ExplanationError, MessageError
-from mdl.protocols import Explanation, Settings
+from mdl.protocols import Explanation, Sample, Settings
 from mdl.units import bits_to_nats
 
 KL_TOLERANCE = 0.01  # the solver stops within this relative distance of eps ...
 KL_PROMISE = 0.02  # ... and a score is refused beyond this one
 MAX_EVALUATIONS = 12  # of the held-out data, per fidelity
-SILENT_FACTOR = 1.2  # by which an explanation is coarsened that meets a fidelity with no residual at all
+LARGEST_COARSENING = 1.5  # at a time, of an explanation that meets a fidelity with no residual at all
+NARROW = 0.02  # steps closer than this (in the logarithm) are not told apart
 # Two attempts closer than this in ln KL say more about quantisation noise than about the slope of the rate.
 SLOPE_RUN = 0.1
 # d ln KL / d ln step before it was measured: a little under the quadratic law, because of dead zones.
@@ -174,32 +175,40 @@ class Solver:
         return total
 
     def _meet(self, eps: float, split: Split, metric: Metric, tolerance: float) -> list[Attempt]:
-        """Secant iterations on ln KL(ln step), each a real evaluation of what the decoder returns."""
+        """Secant iterations on ln KL(ln step), each a real evaluation of what the decoder returns.
+
+        The explanation is quantised once, for the step at hand: were it quantised anew for each trial step, KL would
+        jump wherever one of its own steps moves to the next place on its grid. Only where it meets eps with nothing
+        left to send, so that a coarser explanation is what is wanted, its quantisation moves with the step.
+        """
         examples = self.bench.examples if split is self.bench.held_out else (self.bench.probe.sample,)
-        # The explanation is quantised once, for the step at hand: were it quantised anew for each trial step, KL would
-        # jump wherever one of its own steps moves to the next place on its grid.
-        settings = self._settings(metric, self.step, self.knobs)
-        coding = Coding.prepare(self.bench, self.explanation, metric, settings, self.step, examples)
+        coding = self._prepare(metric, examples)
         attempts: list[Attempt] = []
+        together = False
         for _ in range(MAX_EVALUATIONS):
-            attempts.append(coding.at(self.step).attempt(self.bench, split))
-            last = attempts[-1]
+            if together:
+                coding = self._prepare(metric, examples)
+            last = coding.at(self.step).attempt(self.bench, split)
             gap = math.log(max(last.kl, 1e-30) / eps)
             self.calibration = bits_to_nats(last.kl) / max(last.distortion, 1e-30)
+            if not together and gap < 0 and last.residual is not None and not last.residual.values.any():
+                together, attempts = True, []
+            attempts.append(last)
             if abs(gap) < tolerance:
                 break
-            if gap < 0 and last.residual is not None and not last.residual.values.any():
-                # Nothing is left to send, and eps is met: only a coarser explanation can be shorter.
-                if len(attempts) > 1 and last.kl == attempts[-2].kl:
+            step = _next_step(attempts, eps)
+            if together:
+                step = min(step, LARGEST_COARSENING * last.step)
+                if min(abs(math.log(step / a.step)) for a in attempts) < NARROW:
                     break
-                self.step *= SILENT_FACTOR
-                settings = self._settings(metric, self.step, self.knobs)
-                coding = Coding.prepare(self.bench, self.explanation, metric, settings, self.step, examples)
-                continue
-            self.step = _next_step(attempts, eps)
+            self.step = step
         self.step = attempts[-1].step
         self.slope = rate_slope(attempts)
         return attempts
+
+    def _prepare(self, metric: Metric, examples: tuple[Sample, ...]) -> Coding:
+        settings = self._settings(metric, self.step, self.knobs)
+        return Coding.prepare(self.bench, self.explanation, metric, settings, self.step, examples)
 
 
 def _nearest(attempts: Sequence[Attempt], eps: float) -> Attempt:

@@ -191,6 +191,27 @@ def show(run: Path, as_json: bool, picture: Path | None) -> None:
             draw(scorecard, picture)
 
 
+@main.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--model", metavar="DIR|NAME", help="Where the model is now, if not where the run says.")
+@click.option("--all", "everything", is_flag=True, help="Print every figure, not a line a score.")
+def verify(run: Path, model: str | None, everything: bool) -> None:
+    """Decode a saved run in fresh processes and work every figure of it out again.
+
+    The processes hold the model without the region's weights, the inputs and the message files; no network. The exit
+    status is 1 if a figure does not agree.
+    """
+    from mdl.report.findings import print_findings
+    from mdl.verify import verify as run_verification
+
+    with _reported():
+        with _progress(shown=True) as progress:
+            verification = run_verification(run, model, progress)
+        print_findings(verification.findings, _console(sys.stdout), everything)
+    if not verification.agrees:
+        raise SystemExit(1)
+
+
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
     """Errors meant for the user as one message and exit code 1; an interrupt as exit code 130."""

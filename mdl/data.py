@@ -85,6 +85,29 @@ class Dataset:
     special_tokens: tuple[int, ...]
     description: dict[str, Any]
 
+    def save(self, path: Path) -> None:
+        """Write an .npz of plain arrays, to a temporary file that is then renamed."""
+        names = ("fit", "tune", "held_out")
+        arrays = {name: getattr(self, name) for name in names}
+        arrays |= {f"{name}_groups": g for name, g in zip(names, self.groups, strict=True)}
+        arrays["special_tokens"] = np.array(self.special_tokens, np.int64)
+        temporary = path.with_name(path.name + ".partial")
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Dataset:
+        """Read what `save` wrote, its hash computed anew. **Raises:** `DataError` if the file is not that."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                fit, tune, held_out = (arrays[name] for name in ("fit", "tune", "held_out"))
+                groups = (arrays["fit_groups"], arrays["tune_groups"], arrays["held_out_groups"])
+                special = tuple(int(i) for i in arrays["special_tokens"])
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{path} does not hold the data of a run ({error}): expected its data.npz") from error
+        return cls(fit, tune, held_out, groups, special, {"data_sha256": _hash(fit, tune, held_out)})
+
     def splits(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         yield from zip(("fit", "tune", "held-out"), (self.fit, self.tune, self.held_out), self.groups, strict=True)
 

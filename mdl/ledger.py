@@ -21,7 +21,7 @@ import numpy as np
 
 from mdl.errors import MDLError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 COLUMNS = ("static", "state", "residual")
 # From the strongest claim to the weakest; a total carries the weakest of its parts.
 OBTAINED = ("coded", "codelength", "estimate")
@@ -79,8 +79,9 @@ class Score:
     **Arguments:** `fidelity`: the fraction of the null's KL, or None under behaviour; `kl_bits`: the measured mean KL
     of the decoded reconstruction, bits a token, with its standard error by sequence; `sequence_bits`: state plus
     residual bits of each held-out sequence (at equal KL: corrected along the rate curve to the target), the unit of
-    sampling; `sequence_tokens`: how many scored tokens each has; `curve`: measured (KL, state + residual) points, bits
-    a token; `settings`: the knobs that gave the shortest total; `beside`: figures printed beside the score (L0,
+    sampling; `sequence_tokens`: how many scored tokens each has; `slope`: -d rate / d ln KL of that correction, bits a
+    token; `curve`: measured (KL, state + residual) points, bits a token; `message_file`: the message's name in
+    messages/, beside which lie its streams, .state and .residual; `settings`: the knobs that gave the shortest total; `beside`: figures printed beside the score (L0,
     explained variance, recovered CE and KL, FLOPs), which never enter it; `notes`: what a reader has to know.
     """
 
@@ -94,6 +95,7 @@ class Score:
     sequence_bits: tuple[float, ...]
     sequence_tokens: tuple[int, ...]
     evaluations: int
+    slope: float = 0.0
     curve: tuple[tuple[float, float], ...] = ()
     settings: Mapping[str, float | str] = field(default_factory=dict)
     beside: Mapping[str, float] = field(default_factory=dict)

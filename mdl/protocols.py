@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import scipy.sparse
 
+from mdl.alphabets import Alphabet
 from mdl.message import Section
-from mdl.state import State
+from mdl.state import Context, State
 
 if TYPE_CHECKING:
     from mdl.task import Task
@@ -44,6 +45,13 @@ class Inputs:
     def scored_tokens(self) -> np.ndarray:
         """Token ids of the scored positions, [n], in stream order."""
         return self.tokens[self.scored]
+
+    def context(self) -> Context:
+        """What the receiver knows of each scored token while it reads the state's symbols."""
+        index = np.full(self.tokens.shape, -1)
+        index[self.scored] = np.arange(self.n_tokens)
+        previous = np.concatenate([np.full((len(index), 1), -1), index[:, :-1]], 1)
+        return Context(self.scored_tokens(), previous[self.scored])
 
     def scored_values(self) -> np.ndarray:
         """Region inputs at the scored positions, [n, width]. The region must have them (see `values`)."""
@@ -93,6 +101,11 @@ class Decoder(Protocol):
     @classmethod
     def from_section(cls, section: Section) -> Decoder:
         """Rebuild from the decoded section. **Raises:** `MessageError` if the arrays do not fit together."""
+        ...
+
+    @property
+    def alphabet(self) -> Alphabet:
+        """What symbols it is told, of `mdl.alphabets`."""
         ...
 
     def predict(self, inputs: Inputs, state: State) -> np.ndarray:

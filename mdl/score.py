@@ -18,11 +18,14 @@ from mdl.protocols import Decomposition
 from mdl.task import ACTIVATIONS, BEHAVIOUR, DEFAULT_FIDELITIES, Task, build_task, parse_region
 
 EMBEDDED = Path(__file__).parent / "embedded"
+EMBEDDED_SOURCE = "embedded"
 EMBEDDED_NAME = "embedded-python-gpt2"
 EMBEDDED_TRAINING_TOKENS = 2800 * 16 * 255  # steps, sequences and tokens of experiments/embedded_model/train.py
 EMBEDDED_REGION = "upstream of blocks.2.hook_resid_pre"
 DEFAULT_HORIZON = 1e6
 DEFAULT_CONTEXT = 256
+SCORECARD_FILE, DATA_FILE = "scorecard.json", "data.npz"
+MESSAGE_SUFFIX = ".mdl"
 ESTIMATOR = "surprise-accounting"
 YARDSTICK = "nothing"
 VERSIONED = ("mdl-interp", "jax", "numpy", "torch", "sae-lens", "constriction")
@@ -106,7 +109,8 @@ def score(
     **Arguments:** `phenomena`: "activations", "behaviour" (default: both where the region ends inside the model);
     `fidelities`: fractions of the null's KL; `horizon`: the N for which the sender's precisions are chosen.
 
-    **Returns:** the scorecard, and the static messages by file name.
+    **Returns:** the scorecard, and by file name what was sent: of each score a message (.mdl), the stream of its state
+    (.state) and that of the residual coder (.residual), where these have a symbol.
 
     **Raises:** `TaskError` for phenomena or fidelities that make no sense, `ExplanationError` for an explanation that
     breaks the contract or cannot meet a fidelity.
@@ -134,7 +138,10 @@ def score(
 
         for found in estimator.score(explanation, phenomena, fidelities, step):
             file = _file_name(found.score)
-            messages[file] = found.message
+            streams = {".state": found.streams.state, ".residual": found.streams.residual}
+            messages |= {file: found.message} | {
+                stream_file(file, suffix): data for suffix, data in streams.items() if data
+            }
             scores.append(replace(found.score, message_file=file))
     watch("done", len(fitted) * settings, len(fitted) * settings)
     description = {**task.description, "horizon": horizon, "null_kl_bits": estimator.null_kl_bits}
@@ -188,6 +195,7 @@ def compare(
             check(place.output, width, loaded.name)
     data = load_data(loaded, text=text, tokens=tokens, dataset=dataset, context=context, sequences=sequences, seed=seed)
     task = build_task(loaded, region, data, progress or _silent)
+    task = replace(task, description={**task.description, "model_source": _source(model)})
     training_tokens = EMBEDDED_TRAINING_TOKENS if model is None else training_tokens
     if training_tokens is not None:
         task = replace(task, description={**task.description, "training_tokens": float(training_tokens)})
@@ -201,18 +209,19 @@ def compare(
         progress=progress,
     )
     if out is not None:
-        write(card, messages, Path(out))
+        write(card, messages, data, Path(out))
     return card
 
 
-def write(card: Scorecard, messages: dict[str, bytes], out: Path) -> None:
-    """Leave scorecard.json and messages/ in a folder."""
+def write(card: Scorecard, messages: dict[str, bytes], data: Dataset, out: Path) -> None:
+    """Leave scorecard.json, data.npz and messages/ in a folder."""
     (out / "messages").mkdir(parents=True, exist_ok=True)
-    for name, data in messages.items():
+    for name, content in messages.items():
         partial = out / "messages" / f"{name}.partial"
-        partial.write_bytes(data)
+        partial.write_bytes(content)
         partial.replace(out / "messages" / name)
-    card.save(out / "scorecard.json")
+    data.save(out / DATA_FILE)
+    card.save(out / SCORECARD_FILE)
 
 
 def check_phenomena(
@@ -241,6 +250,15 @@ def check_horizon(horizon: float) -> None:
         raise TaskError(f"a horizon of {horizon:g} tokens: it is the N of total(N), from 1 to 1e15")
 
 
+def _source(model: str | Path | object | None) -> str:
+    """Where a verifier finds the model again: a folder, a hub name, "embedded", or nothing for an object."""
+    if model is None:
+        return EMBEDDED_SOURCE
+    if not isinstance(model, str | Path):
+        return ""
+    return str(Path(model).resolve()) if Path(model).exists() else str(model)
+
+
 def _loaded(model: str | Path | object | None) -> Model | TorchModel:
     if isinstance(model, Model | TorchModel):
         return model
@@ -256,7 +274,12 @@ def _middle(model: Model | TorchModel) -> str:
     return f"upstream of blocks.{model.config.n_layers // 2}.hook_resid_pre"
 
 
+def stream_file(message_file: str, suffix: str) -> str:
+    """The name of a message's stream."""
+    return message_file.removesuffix(MESSAGE_SUFFIX) + suffix
+
+
 def _file_name(found: Score) -> str:
     setting = found.phenomenon if found.fidelity is None else f"{found.fidelity:g}"
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in found.explanation)
-    return f"{safe}@{setting}.mdl"
+    return f"{safe}@{setting}{MESSAGE_SUFFIX}"

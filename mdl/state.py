@@ -8,6 +8,7 @@ named code, how that length spreads over tokens (for standard errors), which par
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -15,9 +16,27 @@ import numpy as np
 import scipy.sparse
 
 from mdl.codes.adaptive_integer import AdaptiveInteger
-from mdl.codes.bitstream import BitReader, BitWriter
+from mdl.codes.bitstream import BitWriter
 from mdl.codes.indices import IndexCode
 from mdl.codes.supports import IntroductionCode
+from mdl.errors import ExplanationError
+
+
+@dataclass(frozen=True)
+class Context:
+    """What both ends know of each token while its symbols are read.
+
+    **Arguments:** `tokens` [n]: token ids; `previous` [n]: the index of the position before it in the same sequence, -1
+    where that is not one of the n.
+    """
+
+    tokens: np.ndarray
+    previous: np.ndarray
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens n."""
+        return len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -33,7 +52,7 @@ class StreamLength:
 
 @runtime_checkable
 class State(Protocol):
-    """Symbols of one stream over n tokens."""
+    """Symbols of one stream over n tokens. The kinds below are all there are: see `mdl.alphabets`."""
 
     @property
     def n_tokens(self) -> int:
@@ -116,11 +135,6 @@ class DenseState:
 
     def write(self, writer: BitWriter) -> None:
         AdaptiveInteger().write(writer, *self._flat(), self.values.shape[1])
-
-    @classmethod
-    def read(cls, reader: BitReader, n_tokens: int, width: int, parts: bool = True) -> DenseState:
-        classes = np.tile(np.arange(width), n_tokens)
-        return cls(AdaptiveInteger().read(reader, classes, width).reshape(n_tokens, width), parts)
 
 
 @dataclass(frozen=True)
@@ -219,3 +233,40 @@ class IndexState:
 
     def write(self, writer: BitWriter) -> None:
         IndexCode().write(writer, self.indices)
+
+
+@dataclass(frozen=True)
+class JoinedState:
+    """Several streams, one written after the other; the first says which parts a token touches."""
+
+    streams: tuple[State, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        return self.streams[0].n_tokens
+
+    def reordered(self, order: np.ndarray) -> JoinedState:
+        """The same symbols when the parts are sent in another order: the new part i is the old part order[i]."""
+        first = self.streams[0]
+        if isinstance(first, SparseState | IndexState):
+            return JoinedState((first.reordered(order), *self.streams[1:]))
+        raise ExplanationError(f"the parts of a {type(first).__name__} cannot be renumbered")
+
+    def bits(self) -> float:
+        return math.fsum(s.bits() for s in self.streams)
+
+    def length(self) -> StreamLength:
+        lengths = [s.length() for s in self.streams]
+        return StreamLength(
+            math.fsum(x.total for x in lengths),
+            math.fsum(x.learning for x in lengths),
+            np.sum([x.per_token for x in lengths], axis=0),
+            "; ".join(x.code for x in lengths),
+        )
+
+    def touched(self) -> scipy.sparse.csr_array | None:
+        return self.streams[0].touched()
+
+    def write(self, writer: BitWriter) -> None:
+        for stream in self.streams:
+            stream.write(writer)

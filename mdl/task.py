@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -125,6 +125,15 @@ class Activations:
         owner = np.broadcast_to(self.groups[:, None], self.tokens.shape)[self.scored]
         return np.bincount(owner, per_token, self.groups.max() + 1)
 
+    def filled(self, values: np.ndarray, constants: Mapping[int, np.ndarray]) -> np.ndarray:
+        """Region outputs [sequences, positions, d] with `values` [n, d] at the scored positions and a constant [d] at
+        those of each special token."""
+        full = np.zeros_like(self.outputs)
+        full[self.scored] = values
+        for token, row in constants.items():
+            full[self.tokens == token] = row
+        return full
+
     def head(self, sequences: int) -> Activations:
         """The first sequences only, for a quick look."""
         cut: dict[str, Any] = {k: None if v is None else v[:sequences] for k, v in self.__dict__.items()}
@@ -227,17 +236,49 @@ def collect(
         outputs = _torch_outputs(model, region.output, tokens)
         _check_finite(region.output, outputs)
         return Activations(tokens, scored, groups, outputs, None, None)
-    boundary = None if region.output == "logits" else model.start_of(region.output)[2]
-    reads = {region.output}
-    if region.input != "tokens":
-        reads.add(region.input)
-    if boundary not in (None, region.output, "tokens"):
-        reads.add(boundary)
+    known = _receivers_sites(model, region)
+    arrays = _read_sites(model, {region.output, *known}, tokens)
+    return Activations(tokens, scored, groups, arrays[region.output], *_boundary(model, region, tokens, arrays))
+
+
+def collect_boundary(
+    model: Model, region: Region, tokens: np.ndarray, scored: np.ndarray, groups: np.ndarray
+) -> Activations:
+    """What the receiver computes for itself: inputs and boundary; the outputs are zeros, to be filled by an explanation.
+
+    **Raises:** `DataError` naming a site that is not finite, as it is where the receiver lacks weights that it needs.
+    """
+    arrays = _read_sites(model, _receivers_sites(model, region), tokens)
+    outputs = np.zeros((*tokens.shape, model.site_width(region.output)), np.float32)
+    return Activations(tokens, scored, groups, outputs, *_boundary(model, region, tokens, arrays))
+
+
+def _receivers_sites(model: Model, region: Region) -> set[str]:
+    """Sites before the region whose values an explanation or the rest of the model needs."""
+    start = "tokens" if region.output == "logits" else model.start_of(region.output)[2]
+    return {region.input, start} - {"tokens", region.output}
+
+
+def _boundary(
+    model: Model, region: Region, tokens: np.ndarray, arrays: dict[str, np.ndarray]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The region's inputs, and the residual stream beside its output, where there are such."""
+    inputs = arrays.get(region.input)
+    if region.output == "logits":
+        return inputs, None
+    if region.input == "tokens" and model.config.tied:
+        inputs = np.asarray(model.params["embed"]["W_E"])[tokens]
+    start = model.start_of(region.output)[2]
+    return inputs, None if start == region.output else arrays.get(start)
+
+
+def _read_sites(model: Model, reads: set[str], tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """The model's activations at some sites, float32 [sequences, positions, ...]."""
     compiled = jax.jit(partial(run, model.config, reads=tuple(sorted(reads))))
     sequences = len(tokens)
     size = max(1, min(sequences, PREFIX_TOKENS // tokens.shape[1]))
     found: dict[str, list[np.ndarray]] = {name: [] for name in reads}
-    for start in range(0, sequences, size):
+    for start in range(0, sequences if reads else 0, size):
         batch = tokens[start : start + size].astype(np.int32)
         padded = np.concatenate([batch, np.repeat(batch[:1], size - len(batch), 0)])  # one shape, one compilation
         for name, value in compiled(model.params, padded).items():
@@ -245,11 +286,7 @@ def collect(
     arrays = {name: np.concatenate(values) for name, values in found.items()}
     for name, value in arrays.items():
         _check_finite(name, value)
-    inputs = arrays.get(region.input)
-    if region.input == "tokens" and model.config.tied and region.output != "logits":
-        inputs = np.asarray(model.params["embed"]["W_E"])[tokens]
-    beside = arrays[boundary] if boundary in arrays and boundary != region.output else None
-    return Activations(tokens, scored, groups, arrays[region.output], inputs, beside)
+    return arrays
 
 
 def _torch_outputs(model: TorchModel, site: str, tokens: np.ndarray) -> np.ndarray:

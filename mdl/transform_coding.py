@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 
+from mdl.alphabets import DenseAlphabet
 from mdl.errors import MessageError
 from mdl.message import QuantisedArray, Section
 from mdl.protocols import Inputs, Settings
@@ -44,6 +45,10 @@ class ComponentsDecoder:
                 f"'components': rows {rows.shape}, shifts {shifts.shape} do not fit a mean of {len(mean)}"
             )
         return cls(mean, rows, shifts / np.float32(SHIFT_UNITS))
+
+    @property
+    def alphabet(self) -> DenseAlphabet:
+        return DenseAlphabet(len(self.rows))
 
     def predict(self, inputs: Inputs, state: State) -> np.ndarray:
         assert isinstance(state, DenseState)

@@ -192,7 +192,7 @@ def test_nothing_is_compiled_twice(tiny_task: Task) -> None:
         evaluator.score_gradients(activations, seed)
     assert evaluator._damage._cache_size() == 1
     assert evaluator._gradient._cache_size() == 1
-    assert evaluator._reference._cache_size() == 1
+    assert evaluator._hidden._cache_size() == 1
 
 
 @pytest.mark.parametrize("tokens_a_batch", [64, 100])

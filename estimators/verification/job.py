@@ -1,0 +1,72 @@
+"""What the auditor hands a receiver, and what it gets back: a folder of plain files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mdl.models.model import Model
+from mdl.models.outside import load_outside, save_outside
+from mdl.receiver import Streams
+from mdl.task import Activations, Region, collect_boundary
+
+INPUTS, DESCRIPTION, MESSAGES = "inputs.npz", "job.json", "messages"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A receiver's whole world: the model outside the region, the inputs, the message files.
+
+    `names`: message files without their suffix; `special`: special token ids, whose positions get constants.
+    """
+
+    folder: Path
+    region: Region
+    names: tuple[str, ...]
+    special: tuple[int, ...]
+
+    @classmethod
+    def write(
+        cls,
+        folder: Path,
+        model: Model,
+        region: Region,
+        held_out: Activations,
+        special: tuple[int, ...],
+        sent: dict[str, tuple[bytes, Streams]],
+    ) -> Job:
+        """Leave everything that the receiver may know in an empty folder."""
+        save_outside(model, region.input, region.output, folder)
+        np.savez(folder / INPUTS, tokens=held_out.tokens, scored=held_out.scored, groups=held_out.groups)
+        (folder / MESSAGES).mkdir()
+        for name, (message, streams) in sent.items():
+            for suffix, data in ((".mdl", message), (".state", streams.state), (".residual", streams.residual)):
+                (folder / MESSAGES / (name + suffix)).write_bytes(data)
+        described = {"region": [region.name, region.input, region.output], "names": list(sent), "special": special}
+        (folder / DESCRIPTION).write_text(json.dumps(described))
+        return cls(folder, region, tuple(sent), special)
+
+    @classmethod
+    def read(cls, folder: Path) -> Job:
+        """What `write` left."""
+        described = json.loads((folder / DESCRIPTION).read_text())
+        return cls(folder, Region(*described["region"]), tuple(described["names"]), tuple(described["special"]))
+
+    def model(self) -> Model:
+        """The model without the region's weights."""
+        return load_outside(self.folder)
+
+    def activations(self, model: Model) -> Activations:
+        """The held-out inputs with what the receiver computes of them."""
+        with np.load(self.folder / INPUTS, allow_pickle=False) as arrays:
+            return collect_boundary(model, self.region, arrays["tokens"], arrays["scored"], arrays["groups"])
+
+    def sent(self, name: str) -> tuple[bytes, Streams]:
+        """The bytes of one score: message and streams."""
+        message, state, residual = (
+            (self.folder / MESSAGES / (name + suffix)).read_bytes() for suffix in (".mdl", ".state", ".residual")
+        )
+        return message, Streams(state, residual)

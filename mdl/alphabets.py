@@ -1,0 +1,152 @@
+"""The receiver's side of a state: what symbols it expects, read from a bitstream, and nothing else accepted.
+
+A decoder names its alphabet. The scorer takes a sender's symbols only through `accept`, which copies the integers into
+a state of the expected kind: whatever else hangs on a sender's object (a subclass, an attribute, a float) is left
+behind or refused, so that what a decoder is told is what the stream carries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import scipy.sparse
+
+from mdl.codes.adaptive_integer import AdaptiveInteger
+from mdl.codes.bitstream import BitReader
+from mdl.codes.indices import IndexCode
+from mdl.codes.integers import MAX_INTEGER
+from mdl.codes.supports import IntroductionCode
+from mdl.errors import CodeError, ExplanationError
+from mdl.state import Context, DenseState, IndexState, JoinedState, NoState, SparseState, State
+
+
+@runtime_checkable
+class Alphabet(Protocol):
+    """The symbols of one stream."""
+
+    def accept(self, state: Any, n_tokens: int) -> State:
+        """A copy of the sender's symbols. **Raises:** `ExplanationError` where they are not of this alphabet."""
+        ...
+
+    def read(self, reader: BitReader, context: Context) -> State:
+        """The symbols of a stream. **Raises:** `CodeError` if it was cut or damaged."""
+        ...
+
+
+def _expect(state: Any, kind: type, n_tokens: int) -> None:
+    if type(state) is not kind:
+        raise ExplanationError(
+            f"the decoder reads a {kind.__name__}, the explanation's encode returned {type(state).__name__}: only what "
+            "the state's own code carries may reach the decoder (no subclass, no error term beside it)"
+        )
+    if state.n_tokens != n_tokens:
+        raise ExplanationError(f"a state of {state.n_tokens} tokens for a sample of {n_tokens}: one entry a token")
+
+
+def _integers(values: Any, what: str) -> np.ndarray:
+    array = np.asarray(values)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise ExplanationError(f"{what} of type {array.dtype}: state symbols are integers; quantise them first")
+    if array.size and max(int(array.max()), -int(array.min())) > MAX_INTEGER:
+        raise ExplanationError(f"{what} from {array.min()} to {array.max()} leave +-(2**62 - 1)")
+    return np.array(array, np.int64)
+
+
+@dataclass(frozen=True)
+class NoAlphabet:
+    """Nothing is told."""
+
+    def accept(self, state: Any, n_tokens: int) -> NoState:
+        _expect(state, NoState, n_tokens)
+        return NoState(n_tokens)
+
+    def read(self, reader: BitReader, context: Context) -> NoState:
+        return NoState(context.n_tokens)
+
+
+@dataclass(frozen=True)
+class DenseAlphabet:
+    """`width` integers a token; with `parts`, column j uses part j where it is not zero."""
+
+    width: int
+    parts: bool = True
+
+    def accept(self, state: Any, n_tokens: int) -> DenseState:
+        _expect(state, DenseState, n_tokens)
+        values = _integers(state.values, "coefficients")
+        if values.shape != (n_tokens, self.width):
+            raise ExplanationError(f"coefficients {values.shape}; the decoder reads {(n_tokens, self.width)}")
+        return DenseState(values, self.parts)
+
+    def read(self, reader: BitReader, context: Context) -> DenseState:
+        classes = np.tile(np.arange(self.width), context.n_tokens)
+        values = AdaptiveInteger().read(reader, classes, self.width)
+        return DenseState(values.reshape(context.n_tokens, self.width), self.parts)
+
+
+@dataclass(frozen=True)
+class SparseAlphabet:
+    """Features that are on, and their values: `classes` [n_parts] as in the message, `signed` or not."""
+
+    classes: np.ndarray
+    signed: bool
+
+    def accept(self, state: Any, n_tokens: int) -> SparseState:
+        _expect(state, SparseState, n_tokens)
+        tokens, features = _integers(state.tokens, "tokens"), _integers(state.features, "features")
+        values, shape = _integers(state.values, "values"), (n_tokens, len(self.classes))
+        for name, index, size in (("tokens", tokens, shape[0]), ("features", features, shape[1])):
+            if index.size and not 0 <= index.min() <= index.max() < size:
+                raise ExplanationError(f"{name} from {index.min()} to {index.max()}; the decoder has {size}")
+        if values.size and values.min() < 0 and not self.signed:
+            raise ExplanationError(f"a value of {values.min()} for a decoder whose values are never negative")
+        matrix = scipy.sparse.coo_array((values, (tokens, features)), shape=shape).tocsr()
+        return SparseState.from_matrix(matrix, np.array(self.classes, np.int64), self.signed)
+
+    def read(self, reader: BitReader, context: Context) -> SparseState:
+        tokens, features = IntroductionCode().read(reader, context.n_tokens)
+        if features.size and features.max() >= len(self.classes):
+            raise CodeError(f"feature {features.max()} of {len(self.classes)}; the stream belongs to another message")
+        groups = int(self.classes.max()) + 1 if len(self.classes) else 1
+        code = AdaptiveInteger(signed=self.signed, with_zero=False)
+        values = code.read(reader, self.classes[features], groups)
+        return SparseState(tokens, features, values, self.classes, context.n_tokens, self.signed)
+
+
+@dataclass(frozen=True)
+class IndexAlphabet:
+    """One of `n_parts` indices a token."""
+
+    n_parts: int
+
+    def accept(self, state: Any, n_tokens: int) -> IndexState:
+        _expect(state, IndexState, n_tokens)
+        indices = _integers(state.indices, "indices")
+        if indices.size and not 0 <= indices.min() <= indices.max() < self.n_parts:
+            raise ExplanationError(f"indices from {indices.min()} to {indices.max()}; the decoder has {self.n_parts}")
+        return IndexState(indices, self.n_parts)
+
+    def read(self, reader: BitReader, context: Context) -> IndexState:
+        indices = IndexCode().read(reader, context.n_tokens)
+        if indices.size and indices.max() >= self.n_parts:
+            raise CodeError(f"index {indices.max()} of {self.n_parts}; the stream belongs to another message")
+        return IndexState(indices, self.n_parts)
+
+
+@dataclass(frozen=True)
+class JoinedAlphabet:
+    """Several streams, one after the other."""
+
+    alphabets: tuple[Alphabet, ...]
+
+    def accept(self, state: Any, n_tokens: int) -> JoinedState:
+        _expect(state, JoinedState, n_tokens)
+        if len(state.streams) != len(self.alphabets):
+            raise ExplanationError(f"{len(state.streams)} streams; the decoder reads {len(self.alphabets)}")
+        pairs = zip(self.alphabets, state.streams, strict=True)
+        return JoinedState(tuple(a.accept(s, n_tokens) for a, s in pairs))
+
+    def read(self, reader: BitReader, context: Context) -> JoinedState:
+        return JoinedState(tuple(a.read(reader, context) for a in self.alphabets))
