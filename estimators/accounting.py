@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,7 +19,7 @@ from estimators.intervals import compare_pairs
 from estimators.kernels import Damage
 from estimators.recovered import Baselines, explained_variance, recovered
 from estimators.solver import Solution, Solver
-from estimators.transcript import Transcript
+from estimators.transcript import Claim, Transcript
 from estimators.verification.audit import Finding, audit
 from mdl.ledger import Comparison, Entry, Score, Scorecard, ratio_stderr
 from mdl.message import Message
@@ -32,24 +32,6 @@ STATIC_SOURCE = "semi-adaptive tables and parametric codes, constriction's ANS"
 RATE_SOURCE = "Krichevsky and Trofimov 1981"
 KL_SOURCE = ("codelength", "M's samples under M_E, beyond M", "Cover 2006, 5.4")
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What the sender says of a score beside its bits: what it explains, and how its settings were found."""
-
-    explanation: str
-    phenomenon: str
-    fidelity: float | None
-    evaluations: int
-    slope: float = 0.0
-    notes: tuple[str, ...] = ()
-    settings: Mapping[str, float | str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, score: Score) -> Claim:
-        """What a saved score claims beside its bits."""
-        return cls(*(getattr(score, f.name) for f in fields(cls)))
 
 
 @dataclass(frozen=True)
@@ -135,7 +117,7 @@ class SurpriseAccounting:
         """Write the streams, and work out the score of what they and the message say."""
         streams = Streams.write(attempt.state, attempt.residual)
         transcript = Transcript.of(streams, attempt.state, attempt.residual, attempt.received)
-        settings = {"metric": attempt.metric, "step": attempt.step, **attempt.settings.knobs}
+        settings: dict[str, float | str] = {"metric": attempt.metric, "step": attempt.step, **attempt.settings.knobs}
         score = self.account(replace(claim, settings=settings), attempt.message, transcript, attempt.damage)
         return Scored(score, attempt.message.data, streams)
 
@@ -166,7 +148,7 @@ class SurpriseAccounting:
             bits = bits + groups(damage.kl_bits)
             alone = damage
         else:
-            # What meeting eps exactly, sequence by sequence, would have cost: KL's own sampling error enters the interval.
+            # What meeting eps exactly, by sequence, would have cost: KL's own sampling error enters the interval.
             assert claim.fidelity is not None
             bits = bits + claim.slope * groups(damage.kl_bits / (claim.fidelity * self.bench.null_kl) - 1.0)
         return Score(

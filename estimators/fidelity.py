@@ -116,7 +116,8 @@ class Attempt:
     """An explanation coded at one step, as the receiver has it: everything here came out of the decoder.
 
     `state` and `residual` are the symbol streams (residual None under behaviour); `received` is what the receiver made
-    of them, `damage` its measured effect on M's predictions; `distortion` is e^T G e / 2 of the error left, nats a token.
+    of them, `damage` its measured effect on M's predictions; `distortion` is e^T G e / 2 of the error left, nats a
+    token.
     """
 
     settings: Settings

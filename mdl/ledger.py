@@ -79,10 +79,11 @@ class Score:
     **Arguments:** `fidelity`: the fraction of the null's KL, or None under behaviour; `kl_bits`: the measured mean KL
     of the decoded reconstruction, bits a token, with its standard error by sequence; `sequence_bits`: state plus
     residual bits of each held-out sequence (at equal KL: corrected along the rate curve to the target), the unit of
-    sampling; `sequence_tokens`: how many scored tokens each has; `slope`: -d rate / d ln KL of that correction, bits a
-    token; `curve`: measured (KL, state + residual) points, bits a token; `message_file`: the message's name in
-    messages/, beside which lie its streams, .state and .residual; `settings`: the knobs that gave the shortest total; `beside`: figures printed beside the score (L0,
-    explained variance, recovered CE and KL, FLOPs), which never enter it; `notes`: what a reader has to know.
+    sampling; `sequence_tokens`: how many scored tokens each has; `slope`: -d rate / d ln KL of that correction,
+    bits a token; `curve`: measured (KL, state + residual) points, bits a token; `settings`: the knobs that gave the
+    shortest total; `beside`: figures printed beside the score (L0, explained variance, recovered CE and KL, FLOPs),
+    which never enter it; `message_file`: the message's name in messages/, beside which lie its streams, .state and
+    .residual; `notes`: what a reader has to know.
     """
 
     explanation: str

@@ -72,12 +72,7 @@ class Receiver:
         """**Raises:** `MessageError` for bytes that are not a message of these two or three sections."""
         sections = decode_message(data)
         kinds = [s.kind for s in sections]
-        if (
-            len(kinds) not in (2, 3)
-            or kinds[0] != SPECIAL
-            or len(sections[0].header) != 1
-            or kinds[2:] not in ([], [KIND])
-        ):
+        if kinds[:1] != [SPECIAL] or len(sections[0].header) != 1 or len(kinds) < 2 or kinds[2:] not in ([], [KIND]):
             raise MessageError(
                 f"a message of the sections {kinds}: expected 'special' with one array, an explanation, and "
                 f"{KIND!r} where a residual coder stands behind it"
@@ -86,7 +81,7 @@ class Receiver:
         return cls(sections[0].header[0].values(), decoder_of(sections[1]), corrector)
 
     def read(self, streams: Streams, inputs: Inputs) -> tuple[State, DenseState | None]:
-        """The symbols of both streams. **Raises:** `MessageError` if they were cut, damaged, or are another message's."""
+        """The symbols of both streams. **Raises:** `MessageError` if they are damaged, or another message's."""
         context = inputs.context()
         state = _read(streams.state, "state", lambda reader: self.decoder.alphabet.read(reader, context))
         if self.corrector is None:

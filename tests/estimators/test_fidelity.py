@@ -10,12 +10,13 @@ import pytest
 
 from decompositions.baselines import ConstantExplanation, Nothing, TokenTable
 from decompositions.clusters import Clusters, ClustersExplanation
-from estimators.fidelity import Attempt, Bench, Coding, decoder_of
+from estimators.fidelity import Attempt, Bench, Coding
 from estimators.solver import Solution, Solver
 from mdl.errors import ExplanationError, PluginError, TaskError
 from mdl.message import Section, decode_message
 from mdl.models.model import Model
 from mdl.protocols import Explanation, Inputs, Sample, Settings
+from mdl.receiver import decoder_of
 from mdl.state import NoState
 from mdl.task import Task
 from mdl.units import bits_to_nats, nats_to_bits
@@ -102,7 +103,7 @@ def test_a_prediction_saves_bits(tiny_bench: Bench, tiny_task: Task) -> None:
     assert table.kl == pytest.approx(nothing.kl, rel=0.15)
     assert table.rate < nothing.rate - 1
     assert table.message.whole_bits > nothing.message.whole_bits
-    assert table.touched[1].shape[0] == tiny_task.held_out.n_tokens
+    assert table.received.touched[1].shape[0] == tiny_task.held_out.n_tokens
     assert table.state.length().total == 0
 
 
