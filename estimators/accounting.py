@@ -69,21 +69,31 @@ class SurpriseAccounting:
         return self.bench.null_kl
 
     def score(
-        self, explanation: Explanation, phenomena: Sequence[str], fidelities: Sequence[float], progress: Progress
+        self,
+        explanation: Explanation,
+        phenomena: Sequence[str],
+        fidelities: Sequence[float],
+        progress: Progress,
+        envelope: Sequence[float] = (),
     ) -> list[Scored]:
-        """Every setting of one explanation: fidelities from coarse to fine, then behaviour.
+        """Every setting of one explanation: fidelities from coarse to fine, each also with precisions chosen for the
+        other horizons of `envelope`, then behaviour.
 
         **Raises:** `ExplanationError` if a fidelity cannot be met.
         """
         solver = Solver(self.bench, explanation)
         solutions: list[Solution] = []
         found: list[Scored] = []
-        steps = len(fidelities) * (ACTIVATIONS in phenomena) + (BEHAVIOUR in phenomena)
+        steps = len(fidelities) * (1 + len(envelope)) * (ACTIVATIONS in phenomena) + (BEHAVIOUR in phenomena)
         for fidelity in sorted(fidelities, reverse=True) if ACTIVATIONS in phenomena else ():
             progress(f"{explanation.name} at {100 * fidelity:g} % of the null's KL", len(found), steps)
             solution = solver.solve(fidelity * self.bench.null_kl)
             solutions.append(solution)
             found.append(self._activations(explanation, fidelity, solution))
+            for horizon in envelope:
+                progress(f"{explanation.name} at {100 * fidelity:g} % for N = {horizon:g}", len(found), steps)
+                anew = solver.for_horizon(horizon).solve(fidelity * self.bench.null_kl)
+                found.append(self._activations(explanation, fidelity, anew))
         if BEHAVIOUR in phenomena:
             progress(f"{explanation.name} under behaviour", len(found), steps)
             found.append(self._behaviour(explanation, solver, solutions))
@@ -98,19 +108,20 @@ class SurpriseAccounting:
 
     def compare(self, scores: Sequence[Score]) -> tuple[Comparison, ...]:
         """All pairs of each setting, on the same sequences."""
+        scores = [s for s in scores if s.horizon == self.horizon]
         settings = dict.fromkeys((s.phenomenon, s.fidelity) for s in scores)
         chosen = [[s for s in scores if (s.phenomenon, s.fidelity) == setting] for setting in settings]
         return tuple(c for group in chosen for c in compare_pairs(group, self.seed))
 
     def _activations(self, explanation: Explanation, fidelity: float, solution: Solution) -> Scored:
-        claim = Claim(explanation.name, ACTIVATIONS, fidelity, solution.evaluations, solution.slope, solution.notes)
-        return self._claimed(claim, solution.attempt)
+        found = (solution.attempt.settings.horizon, solution.evaluations, solution.slope, solution.notes)
+        return self._claimed(Claim(explanation.name, ACTIVATIONS, fidelity, *found), solution.attempt)
 
     def _behaviour(self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution]) -> Scored:
         before = self.bench.evaluations
         coding = self._cheapest_for_behaviour(explanation, solver, solutions)
         attempt = coding.attempt(self.bench, self.bench.held_out)
-        claim = Claim(explanation.name, BEHAVIOUR, None, self.bench.evaluations - before)
+        claim = Claim(explanation.name, BEHAVIOUR, None, self.horizon, self.bench.evaluations - before)
         return self._claimed(claim, attempt)
 
     def _claimed(self, claim: Claim, attempt: Attempt) -> Scored:
@@ -155,6 +166,7 @@ class SurpriseAccounting:
             explanation=claim.explanation,
             phenomenon=claim.phenomenon,
             fidelity=claim.fidelity,
+            horizon=claim.horizon,
             entries=(*_static_entries(message), *entries),
             static=static_curve(message, transcript.touched, n),
             kl_bits=float(damage.kl_bits.mean()),
@@ -184,7 +196,7 @@ class SurpriseAccounting:
                 settings = Settings(self.horizon, step, metric.root, dict(solver.knobs))
                 coding = Coding.prepare(self.bench, explanation, metric, settings, step, None)
                 attempt = coding.attempt(self.bench, self.bench.probe)
-                totals[exponent] = (attempt.total(self.horizon) + attempt.kl, coding)
+                totals[exponent] = (attempt.total + attempt.kl, coding)
             return totals[exponent][0]
 
         best = min((-3, 0, 3), key=total)

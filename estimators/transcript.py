@@ -25,6 +25,7 @@ class Claim:
     explanation: str
     phenomenon: str
     fidelity: float | None
+    horizon: float
     evaluations: int
     slope: float = 0.0
     notes: tuple[str, ...] = ()

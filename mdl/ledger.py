@@ -76,7 +76,8 @@ class StaticCurve:
 class Score:
     """One explanation of one phenomenon at one fidelity.
 
-    **Arguments:** `fidelity`: the fraction of the null's KL, or None under behaviour; `kl_bits`: the measured mean KL
+    **Arguments:** `fidelity`: the fraction of the null's KL, or None under behaviour; `horizon`: the N for which the
+    sender chose every precision; `kl_bits`: the measured mean KL
     of the decoded reconstruction, bits a token, with its standard error by sequence; `sequence_bits`: state plus
     residual bits of each held-out sequence (at equal KL: corrected along the rate curve to the target), the unit of
     sampling; `sequence_tokens`: how many scored tokens each has; `slope`: -d rate / d ln KL of that correction,
@@ -89,6 +90,7 @@ class Score:
     explanation: str
     phenomenon: str
     fidelity: float | None
+    horizon: float
     entries: tuple[Entry, ...]
     static: StaticCurve
     kl_bits: float
@@ -170,12 +172,13 @@ class Scorecard:
     """Everything `mdl compare` found: the task's description, every score, every comparison.
 
     `task` describes model, region, data (with their hashes), seed, horizon and the null's KL; scores of different
-    tasks cannot share a scorecard.
+    tasks cannot share a scorecard. `envelope`: the same explanations, quantised anew for other horizons.
     """
 
     task: Mapping[str, Any]
     scores: tuple[Score, ...]
     comparisons: tuple[Comparison, ...] = ()
+    envelope: tuple[Score, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -187,6 +190,12 @@ class Scorecard:
     def select(self, phenomenon: str, fidelity: float | None) -> list[Score]:
         """The scores that are comparable with one another: one phenomenon at one fidelity."""
         return [s for s in self.scores if s.phenomenon == phenomenon and s.fidelity == fidelity]
+
+    def lowest(self, score: Score, n: float) -> float:
+        """The shortest total(N) in bits of an explanation that may be sent anew, coarser or finer, for each N."""
+        same = (score.explanation, score.phenomenon, score.fidelity)
+        others = [s for s in self.envelope if (s.explanation, s.phenomenon, s.fidelity) == same]
+        return float(min(s.total(n) for s in (score, *others)))
 
     def saved(self, score: Score, n: float) -> float:
         """1 - total_E(N) / total_none(N) against the standard coder (or the null) alone, at the score's own setting."""
@@ -214,8 +223,9 @@ def read_scorecard(path: Path) -> Scorecard:
                 f"{path} has scorecard schema {schema}, this program reads {SCHEMA_VERSION}: match the versions"
             )
         scores = tuple(_read_score(s) for s in raw.pop("scores"))
+        envelope = tuple(_read_score(s) for s in raw.pop("envelope"))
         comparisons = tuple(_read_comparison(c) for c in raw.pop("comparisons"))
-        return Scorecard(scores=scores, comparisons=comparisons, **raw)
+        return Scorecard(scores=scores, comparisons=comparisons, envelope=envelope, **raw)
     except wrong as error:
         raise MDLError(f"{path} is not a scorecard ({error}); expected the scorecard.json of `mdl compare`") from error
 

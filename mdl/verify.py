@@ -46,7 +46,7 @@ def verify(run: Path, model: str | Path | object | None = None, progress: Progre
     data = Dataset.load(run / DATA_FILE)
     if data.description["data_sha256"] != card.task["data_sha256"]:
         raise DataError(f"{run / DATA_FILE} is not the data of this scorecard: its hash is another")
-    sent = {score.message_file: _sent(run, score) for score in card.scores}
+    sent = {score.message_file: _sent(run, score) for score in (*card.scores, *card.envelope)}
     task = _task(card, _model(card, model), data, watch)
     watch("decoding in fresh processes", 0, 1)
     accounting = plugins.load("estimator", ESTIMATOR)(task, card.task["horizon"], card.task["seed"])

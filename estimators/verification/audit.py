@@ -55,9 +55,10 @@ class Finding:
     agrees: bool
 
 
-def label(score: Score) -> str:
-    """A score's name in findings."""
-    return f"{score.explanation} @ {score.phenomenon if score.fidelity is None else f'{100 * score.fidelity:g} %'}"
+def label(score: Score, horizon: float) -> str:
+    """A score's name in findings; its N where that is not the run's."""
+    setting = score.phenomenon if score.fidelity is None else f"{100 * score.fidelity:g} %"
+    return f"{score.explanation} @ {setting}" + (f" for N = {score.horizon:g}" if score.horizon != horizon else "")
 
 
 def audit(accounting: SurpriseAccounting, card: Scorecard, sent: Mapping[str, tuple[bytes, Streams]]) -> list[Finding]:
@@ -74,21 +75,22 @@ def audit(accounting: SurpriseAccounting, card: Scorecard, sent: Mapping[str, tu
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "job").mkdir()
-        names = [f"{i:04d}" for i in range(len(card.scores))]
-        named = {n: sent[s.message_file] for n, s in zip(names, card.scores, strict=True)}
+        scores = (*card.scores, *card.envelope)
+        names = [f"{i:04d}" for i in range(len(scores))]
+        named = {n: sent[s.message_file] for n, s in zip(names, scores, strict=True)}
         held_out = bench.held_out.activations
         job = Job.write(folder / "job", model, accounting.task.region, held_out, bench.special[0], named)
         with receivers(job, folder) as outs:
-            for name, score in zip(names, card.scores, strict=True):
-                data = named[name][0]
+            for name, score in zip(names, scores, strict=True):
+                data, where = named[name][0], label(score, card.task["horizon"])
                 message = encode_message(decode_message(data))
                 hashes = [out.wait(f"{name}.sha256").read_text() for out in outs]
                 findings += [
-                    _exact(score, "message encoded again", data.hex(), message.data.hex()),
-                    _exact(score, "integers decoded with 1 and 2 threads", *hashes),
+                    _exact(where, "message encoded again", data.hex(), message.data.hex()),
+                    _exact(where, "integers decoded with 1 and 2 threads", *hashes),
                 ]
                 again = _account_again(accounting, score, message, outs[0], name)
-                findings += _differences(score, again)
+                findings += _differences(where, score, again)
                 found.append(again)
     return findings + _compared(card, accounting.compare(found))
 
@@ -160,8 +162,8 @@ def _threads(count: int) -> dict[str, str]:
     }
 
 
-def _exact(score: Score, figure: str, claimed: str, found: str) -> Finding:
-    return Finding(label(score), figure, claimed[:12], found[:12], claimed == found)
+def _exact(where: str, figure: str, claimed: str, found: str) -> Finding:
+    return Finding(where, figure, claimed[:12], found[:12], claimed == found)
 
 
 def _measured(where: str, figure: str, claimed: Any, found: Any) -> Finding:
@@ -175,7 +177,7 @@ def _agree(claimed: Any, found: Any, tolerance: float) -> bool:
     return claimed == found
 
 
-def _differences(score: Score, again: Score) -> Iterator[Finding]:
+def _differences(where: str, score: Score, again: Score) -> Iterator[Finding]:
     """Every figure of a score but its search, as claimed and as found."""
     exact = ("entries.", "static.", "sequence_tokens")
     claimed, found = (dict(_leaves(asdict(s))) for s in (score, again))
@@ -184,7 +186,7 @@ def _differences(score: Score, again: Score) -> Iterator[Finding]:
             continue
         a, b = claimed.get(figure), found.get(figure)
         measured = "KL" in figure or "stderr" in figure or not figure.startswith(exact)
-        yield Finding(label(score), figure, a, b, _agree(a, b, MEASURED_TOLERANCE if measured else EXACT_TOLERANCE))
+        yield Finding(where, figure, a, b, _agree(a, b, MEASURED_TOLERANCE if measured else EXACT_TOLERANCE))
 
 
 def _compared(card: Scorecard, comparisons: Sequence[Any]) -> list[Finding]:
