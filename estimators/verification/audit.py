@@ -173,8 +173,9 @@ def _measured(where: str, figure: str, claimed: Any, found: Any) -> Finding:
 def _agree(claimed: Any, found: Any, tolerance: float) -> bool:
     if isinstance(claimed, float | int) and isinstance(found, float | int):
         both_nan = math.isnan(claimed) and math.isnan(found)
-        return both_nan or claimed == found or math.isclose(claimed, found, rel_tol=tolerance, abs_tol=tolerance)
-    return claimed == found
+        close = math.isclose(claimed, found, rel_tol=tolerance, abs_tol=tolerance)
+        return both_nan or bool(claimed == found) or close
+    return bool(claimed == found)
 
 
 def _differences(where: str, score: Score, again: Score) -> Iterator[Finding]:
