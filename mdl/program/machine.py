@@ -29,14 +29,14 @@ Value: TypeAlias = Any
 class Tape:
     """What a program reads for a block of whole sequences with n explained positions.
 
-    **Arguments:** `tokens`, `scored` [sequences, positions]; `values` [sequences, positions, width] or None; `state`:
-    the symbols, a row a position.
+    **Arguments:** `tokens`, `scored` [sequences, positions]; `values` [sequences, positions, width] or None;
+    `symbols`: what each state instruction reads, a row a position.
     """
 
     tokens: np.ndarray
     scored: np.ndarray
     values: np.ndarray | None
-    state: Value | None
+    symbols: Mapping[int, Value]
 
     @cached_property
     def numbers(self) -> np.ndarray:
@@ -76,12 +76,16 @@ def rows_found(ids: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndar
     return position, ids[position] == tokens
 
 
-def execute(instruction: Instruction, operands: tuple[Value, ...], tape: Tape | None, arrays: Arrays) -> Value:
-    """The value of one instruction. `tape` is None while static values are computed."""
+def execute(
+    instruction: Instruction, place: int, operands: tuple[Value, ...], tape: Tape | None, arrays: Arrays
+) -> Value:
+    """The value of one instruction, number `place`. `tape` is None while static values are computed."""
     name, attributes = instruction.opcode.name, instruction.attributes
     with np.errstate(all="ignore"):
         if name in ("part", "header"):
             return (arrays.parts if name == "part" else arrays.headers)[attributes[0]]
+        if tape is not None and place in tape.symbols:
+            return tape.symbols[place]
         if name in READERS:
             assert tape is not None
             return READERS[name](tape, operands, attributes)
@@ -135,11 +139,6 @@ def _inputs(tape: Tape, operands: tuple[Value, ...], attributes: tuple[int, ...]
             f"the program reads region inputs of width {attributes[0]}; here they have {tape.values.shape[-1]}"
         )
     return tape.values[tape.scored].astype(np.float32)
-
-
-def _state(tape: Tape, operands: tuple[Value, ...], attributes: tuple[int, ...]) -> Value:
-    assert tape.state is not None
-    return tape.state
 
 
 def _gather(tape: Tape, operands: tuple[Value, ...], attributes: tuple[int, ...]) -> Value:
@@ -242,9 +241,6 @@ def _gelu(a: np.ndarray, attributes: tuple[int, ...]) -> np.ndarray:
 
 READERS: Mapping[str, Callable[[Tape, tuple[Value, ...], tuple[int, ...]], Value]] = {
     "inputs": _inputs,
-    "state_sparse": _state,
-    "state_dense": _state,
-    "state_index": _state,
     "gather": _gather,
     "table": _table,
     "shift": _shift,
