@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mdl.alphabets import NoAlphabet
 from mdl.errors import MessageError
 from mdl.message import Section
 from third_party.arithmetic import FACTOR, twice
@@ -57,6 +58,10 @@ class TwiceDecoder:
         if len(section.header) != 1:
             raise MessageError("one header array")
         return cls(section.header[0].values()[0])
+
+    @property
+    def alphabet(self) -> NoAlphabet:
+        return NoAlphabet()
 
     def predict(self, inputs: Inputs, state):
         out = np.zeros((inputs.n_tokens, len(self.mean)), np.float32)

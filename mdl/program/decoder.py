@@ -210,8 +210,8 @@ def check_whole(instructions: tuple[Instruction, ...], types: tuple[Type, ...]) 
     beside = [place for place in states[1:] if names[place] != "state_dense" or types[place].columns == PARTS]
     if beside or (len(states) > 1 and names[states[0]] == "state_dense"):
         raise MessageError(
-            f"a program reads the states {[names[p] for p in states]}: after sparse symbols or an index only dense ones "
-            "may follow, that belong to no parts. The value of a state can be used again; it is read once."
+            f"a program reads the states {[names[p] for p in states]}: after sparse symbols or an index only dense "
+            "ones may follow, that belong to no parts. The value of a state can be used again; it is read once."
         )
     over_parts = [p for p, n in enumerate(names) if n == "table" and types[instructions[p].operands[1]].rows == PARTS]
     if over_parts and ("state_sparse" in names or "state_index" in names):
