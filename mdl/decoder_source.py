@@ -153,7 +153,7 @@ def _modules(decoder: type) -> dict[str, str]:
                 continue
             own = _own_module(wanted, first)
             pending += [(parent, wanted) for parent in _with_parents(own)]
-    _check_defined(decoder, found[first])
+    _check_defined(decoder, found)
     return found
 
 
@@ -217,21 +217,44 @@ def _read(name: str, why: Imported) -> str:
     return text
 
 
-def _check_defined(decoder: type, text: str) -> None:
-    """That the class is one of the module's own, as its source has it.
+def _check_defined(decoder: type, modules: dict[str, str]) -> None:
+    """That the class is its module's own, and that nothing was put into it or the modules while the program ran.
 
-    **Raises:** `ExplanationError` for a class made or changed while the program runs.
+    **Raises:** `ExplanationError` for what is used and would not be what is charged.
     """
-    bodies = [n for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and n.name == decoder.__qualname__]
-    module = sys.modules.get(decoder.__module__)
-    if len(bodies) != 1 or getattr(module, decoder.__name__, None) is not decoder:
+    body = ast.parse(modules[decoder.__module__]).body
+    classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name == decoder.__qualname__]
+    if len(classes) != 1 or getattr(sys.modules.get(decoder.__module__), decoder.__name__, None) is not decoder:
         raise ExplanationError(
             f"{decoder.__module__} does not define the class {decoder.__qualname__} once, at its top: what is used "
             "would not be what is charged"
         )
-    written = {n.name for n in bodies[0].body if isinstance(n, ast.FunctionDef)}
-    for name, value in vars(decoder).items():
-        function = inspect.unwrap(value.__func__ if isinstance(value, (classmethod, staticmethod)) else value)
-        own = inspect.isfunction(function) and function.__code__.co_filename != inspect.getfile(decoder)
-        if own and name in written:
-            raise ExplanationError(f"{decoder.__qualname__}.{name} was replaced by a function of another file")
+    _check_unchanged(f"{decoder.__module__}.{decoder.__qualname__}", decoder, classes[0].body, modules)
+    for name, text in modules.items():
+        if name in sys.modules:
+            _check_unchanged(name, sys.modules[name], ast.parse(text).body, modules)
+
+
+def _check_unchanged(where: str, owner: Any, body: list[ast.stmt], modules: dict[str, str]) -> None:
+    """Every name of a class or module is bound in its source, functions are the source's, and so are constants."""
+    bound = {n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    nodes = [n for one in body if not isinstance(one, (ast.FunctionDef, ast.ClassDef)) for n in ast.walk(one)]
+    bound |= {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    imports = [n for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom))]
+    bound |= {(a.asname or a.name).partition(".")[0] for n in imports for a in n.names}
+    for name, value in vars(owner).items():
+        submodule = inspect.ismodule(value) and value.__name__ in sys.modules and value.__name__ == f"{where}.{name}"
+        if name not in bound and not submodule and not name.startswith(("__", "_abc_", "_is_")):
+            raise ExplanationError(f"{where}.{name} is not in the source: it was put there while the program ran")
+    written = {n.name for n in body if isinstance(n, ast.FunctionDef)}
+    for name in written:
+        value = vars(owner).get(name)
+        value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        file = getattr(getattr(inspect.unwrap(value), "__code__", None), "co_filename", None) if value else None
+        if file not in {_spec(m).origin for m in modules}:
+            raise ExplanationError(f"{where}.{name} was replaced by a function of another file ({file})")
+    for one in body:
+        if isinstance(one, ast.Assign) and isinstance(one.value, ast.Constant):
+            names = [t.id for t in one.targets if isinstance(t, ast.Name)]
+            if any(vars(owner).get(n) != one.value.value for n in names):
+                raise ExplanationError(f"{where}.{names[0]} is not what the source says: it was changed")

@@ -9,6 +9,7 @@ import textwrap
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -232,12 +233,12 @@ CHEATS = [
     ("arithmetic", "import numpy as np\nSEEN = np.zeros(9)\ndef twice(x): return x", "That is a cache"),
     ("arithmetic", "def twice(x, seen={}): return x", "a default that can be changed: `{}`. That is a cache"),
     ("arithmetic", "N = 0\ndef twice(x):\n    global N\n    N = 1\n    return x", "`global`. That is a cache"),
-    ("arithmetic", "def twice(x):\n    twice.n = 1\n    return x", r"is kept in `twice\.n`. That is a cache"),
+    ("arithmetic", "def twice(x):\n    twice.n = 1\n    return x", r"is kept by `twice\.n`. That is a cache"),
     ("arithmetic", "class A:\n    seen = []\ndef twice(x): return x", "class attribute that can be changed"),
     (
         "decoder",
         PLUGIN.replace("rows = []", "rows = []; self.mean[0] = 1"),
-        r"kept in `self\.mean\[0\]`. That is a c",
+        r"kept by `self\.mean\[0\]`. That is a c",
     ),
     (
         "decoder",
@@ -254,6 +255,11 @@ CHEATS = [
         "def twice(x): return x.__class__.__mro__",
         r"attribute \.__(class|mro)__. That is running",
     ),
+    ("arithmetic", "import typing\ndef twice(x): return typing.sys.modules", r"the attribute \.sys. That is running"),
+    ("arithmetic", "from dataclasses import sys\ndef twice(x): return x", "the name 'sys' of dataclasses"),
+    ("arithmetic", "import numpy as n\ndef twice(x): return n._core", "n's private _core. That is installed"),
+    ("decoder", PLUGIN.replace("@dataclass(frozen=True)", "@cached"), "the decorator @cached"),
+    ("decoder", PLUGIN.replace("rows = []", "rows = [0 for self.x in '']"), r"kept by `self\.x`. That is a cache"),
     ("arithmetic", "def twice(x): return x\nprint(1)", "a statement that runs at import"),
     ("arithmetic", "import random\ndef twice(x): return x", "imports random. That is a seed that is not sent"),
     ("arithmetic", "import numpy as np\ndef twice(x): return np.random.default_rng()", r"\(\) without a seed"),
@@ -282,11 +288,46 @@ def test_compiled_code_is_refused(install: Install) -> None:
         source_text(kind)
 
 
-def test_a_class_changed_while_running_is_refused(install: Install) -> None:
+def changed_function(kind: Any, module: Any) -> None:
+    kind.predict = lambda self, inputs, state: np.zeros(1)
+
+
+def added_attribute(kind: Any, module: Any) -> None:
+    kind.rows = np.zeros(9)
+
+
+def added_global(kind: Any, module: Any) -> None:
+    module.TABLE = {1: 2}
+
+
+def changed_constant(kind: Any, module: Any) -> None:
+    module.FACTOR = 3.0
+
+
+def changed_helper(kind: Any, module: Any) -> None:
+    module.twice = lambda x: x
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (changed_function, "TwiceDecoder.predict was replaced by a function of another file"),
+        (added_attribute, "TwiceDecoder.rows is not in the source"),
+        (added_global, "arithmetic.TABLE is not in the source"),
+        (changed_constant, "arithmetic.FACTOR is not what the source says"),
+        (changed_helper, "arithmetic.twice was replaced by a function of another file"),
+    ],
+)
+def test_what_was_changed_while_running_is_refused(change: Any, reason: str, install: Install) -> None:
     kind = install()
-    setattr(kind, "predict", lambda self, inputs, state: np.zeros(1))  # noqa: B010
-    with pytest.raises(ExplanationError, match="predict was replaced by a function of another file"):
+    source_text(kind)
+    change(kind, sys.modules["third_party.arithmetic"])
+    with pytest.raises(ExplanationError, match=reason):
         source_text(kind)
+
+
+def test_a_class_made_while_running_is_refused(install: Install) -> None:
+    install()
     made = type("Made", (), {"__module__": "third_party.decoder"})
     with pytest.raises(ExplanationError, match="does not define the class Made once"):
         source_text(made)
