@@ -35,6 +35,12 @@ ALLOWED: dict[str, set[str]] = {
         *("mdl.errors", "mdl.codes", "mdl.message", "mdl.state"),
         *("mdl.plugins", "mdl.protocols", "mdl.transform_coding"),
     },
+    "mdl.program": {
+        *("mdl.errors", "mdl.codes", "mdl.message", "mdl.state"),
+        *("mdl.alphabets", "mdl.protocols", "mdl.program"),
+    },
+    "mdl.decoder_rules": {"mdl.errors"},
+    "mdl.decoder_source": {"mdl.errors", "mdl.decoder_rules", "mdl.message", "mdl.plugins"},
     "mdl.task": {"mdl.errors", "mdl.data", "mdl.models", "mdl.protocols"},
     "mdl.report": REPORT,
 }
