@@ -111,6 +111,14 @@ class RegionEvaluator(Protocol):
         """d log p(y) / d output at the scored positions, nats per unit, [n, d]; y is sampled from M itself."""
         ...
 
+    def logits(self, activations: Activations, values: np.ndarray) -> np.ndarray:
+        """Predictions with the region's outputs replaced by `values` [sequences, positions, d], float32 [n, v].
+
+        At the scored positions of a few sequences: all of them are held at once. `activations.outputs` for `values`
+        gives M's own, by the same path.
+        """
+        ...
+
 
 def evaluator_for(model: Model | TorchModel, region: Region) -> RegionEvaluator:
     """Compiled JAX kernels, or the slower torch path for a module without an adapter."""
@@ -166,6 +174,13 @@ class Evaluator:
 
         return jax.jit(jax.grad(log_likelihood))
 
+    @cached_property
+    def _logits(self) -> Callable[..., Array]:
+        def logits(params: Any, value: Array, boundary: Array | None) -> Array:
+            return self._head(params, self._suffix(params, value, boundary)).astype(jnp.float32)
+
+        return jax.jit(logits)
+
     def reference(self, activations: Activations) -> np.ndarray:
         """M's own final hidden states, [sequences, positions, d]: computed once, used by every evaluation."""
         return self.hidden(activations, activations.outputs)
@@ -212,6 +227,14 @@ class Evaluator:
             for s in batches(activations)
         ]
         return np.concatenate(parts)[activations.scored]
+
+    def logits(self, activations: Activations, values: np.ndarray) -> np.ndarray:
+        """Predictions with `values` [sequences, positions, d] in the region's place, scored tokens only, [n, v]."""
+        parts = [
+            np.asarray(self._logits(self.model.params, values[s], activations.boundary_of(s)))[activations.scored[s]]
+            for s in batches(activations, CHUNK_TOKENS)
+        ]
+        return np.concatenate(parts)
 
 
 def next_tokens(tokens: np.ndarray) -> np.ndarray:
