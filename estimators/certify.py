@@ -319,4 +319,3 @@ def _write(
     variance = np.sum(weighted * ratio, 1) - np.sum(weighted, 1) ** 2
     shortfall = np.maximum(coded[0].shortfall_bits(p, log_p), coded[1].shortfall_bits(p, log_q))
     return np.stack([excess, np.maximum(variance, 0.0), shortfall])
-
