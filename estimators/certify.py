@@ -1,6 +1,6 @@
-r"""The residual, certified: M's own samples, really coded under M_E and under M, cost on average the KL that is claimed.
+r"""The residual, certified: M's own samples, really coded under M_E and under M, differ in length by the KL reported.
 
-$$\frac{1}{n} \left( \ell_{M_E}(y) - \ell_M(y) \right) \approx \frac{1}{n} \sum_t KL_t, \quad y_t \sim M(\cdot | x_{\le t})$$
+$$\frac{1}{n} (\ell_{M_E}(y) - \ell_M(y)) \approx \frac{1}{n} \sum_t KL_t, \quad y_t \sim M(\cdot | x_{\le t})$$
 
 with l the length of a stream that was written and decoded. The contexts are the data's; what is sampled, and where, is
 drawn from a seed that is a hash of the message, so that it cannot be known before the message is frozen.
@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from estimators.fidelity import Attempt, Bench, Split, decoder_of
-from estimators.kernels import RegionEvaluator
+from estimators.kernels import CHUNK_TOKENS, RegionEvaluator, batches
 from mdl.codes.bitstream import BitReader, BitWriter
 from mdl.codes.tokens import STREAM_SPREAD_BITS, TokenCode
 from mdl.errors import CodeError, DataError, TaskError
@@ -34,7 +34,7 @@ AUDIT_DRAWS = 16  # samples at each position: they cost little beside the predic
 STANDARD_ERRORS = 4.0
 CHUNK_LOGITS = 1 << 22  # float64 numbers held at once, a few arrays of them
 
-_CHOICE = 0  # streams of the generator: which sequences, then one for each sequence
+_CHOICE = 0  # the generator's stream that chooses sequences; sequence s is sampled with stream 1 + s
 
 
 def audit_seed(message: bytes, *others: bytes) -> int:
@@ -90,7 +90,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class _Sent:
-    """The streams under M and under M_E, the samples by sequence, and a few figures of each position.
+    """The streams under M and under M_E, the samples, and a few figures of each position.
 
     `excess` [n]: bits under M_E less bits under M, mean of the draws; `variance` [n]: of one draw's log-ratio, bits^2;
     `tolerance`: what the coder may add to or take from the difference, bits a sampled token: leak, floors, ends.
@@ -114,28 +114,42 @@ class _Audit:
     seed: int
     draws: int
 
-    def predictions(self) -> Iterator[tuple[int, list[np.ndarray]]]:
-        """The number of each sequence, and the logits of M and of M_E at its scored positions."""
-        for index, sequence in enumerate(self.sequences):
-            one = _take(self.activations, np.array([index]))
-            both = [self.evaluator.logits(one, v) for v in (one.outputs, self.values[index : index + 1])]
+    def predictions(self) -> Iterator[tuple[slice, list[np.ndarray]]]:
+        """The logits of M and of M_E at the scored positions of some of the sequences at a time."""
+        for some in batches(self.activations, CHUNK_TOKENS):
+            part = _take(self.activations, some)
+            both = [self.evaluator.logits(part, v) for v in (part.outputs, self.values[some])]
             if not all(np.isfinite(logits).all() for logits in both):
-                raise DataError(f"logits of sequence {sequence} are NaN or infinite: nothing can be sampled from them")
-            yield int(sequence), both
+                raise DataError(
+                    f"logits of sequences {self.sequences[some]} are NaN or infinite: nothing can be sampled from them"
+                )
+            yield some, both
+
+    def uniform(self, some: slice) -> np.ndarray:
+        """Numbers in [0, 1) to draw with, [n, draws]; a sequence's own, whatever else is audited."""
+        counts = self.activations.scored[some].sum(1)
+        parts = [
+            _uniform(self.seed, 1 + int(s), int(n) * self.draws)
+            for s, n in zip(self.sequences[some], counts, strict=True)
+        ]
+        return np.concatenate(parts).reshape(-1, self.draws)
 
     def send(self) -> _Sent:
         """Draw, and code what was drawn."""
         writers, samples, figures = (BitWriter(), BitWriter()), [], []
-        for sequence, both in self.predictions():
-            uniform = _uniform(self.seed, 1 + sequence, both[0].shape[0] * self.draws).reshape(-1, self.draws)
+        for some, both in self.predictions():
+            uniform = self.uniform(some)
             for rows in _chunks(both[0].shape):
-                log_p, log_q = (_log_softmax(logits[rows]) for logits in both)
-                samples.append(_sample(np.exp(log_p), uniform[rows]))
-                figures.append(_write(writers, both, rows, samples[-1], log_p, log_q))
+                chunk = [logits[rows] for logits in both]
+                logs = [_log_softmax(logits) for logits in chunk]
+                p = np.exp(logs[0])
+                samples.append(_sample(p, uniform[rows]))
+                figures.append(_write(writers, chunk, samples[-1], p, nats_to_bits(logs[0] - logs[1]), logs[1]))
         excess, variance, shortfall = np.concatenate(figures, 1)
-        streams = (writers[0].to_bytes(), writers[1].to_bytes())
         ends = STREAM_SPREAD_BITS / (excess.size * self.draws)
-        tolerance = TokenCode(both[0].shape[1]).tolerance_bits + float(shortfall.mean()) + ends
+        code = TokenCode(both[0].shape[1])
+        tolerance = code.tolerance_bits + max(float(shortfall.mean()), code.own_shortfall_bits) + ends
+        streams = (writers[0].to_bytes(), writers[1].to_bytes())
         return _Sent(streams, tuple(samples), excess, variance, tolerance)
 
     def receive(self, streams: tuple[bytes, bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -262,9 +276,10 @@ def _choose(seed: int, available: int, wanted: int) -> np.ndarray:
     return np.sort(np.argsort(_raw(seed, _CHOICE, available), kind="stable")[:wanted])
 
 
-def _take(activations: Activations, chosen: np.ndarray) -> Activations:
+def _take(activations: Activations, chosen: np.ndarray | slice) -> Activations:
     """Some sequences only."""
-    return Activations(**{name: None if v is None else v[chosen] for name, v in activations.__dict__.items()})
+    part: dict[str, Any] = {name: None if v is None else v[chosen] for name, v in activations.__dict__.items()}
+    return Activations(**part)
 
 
 def _owners(activations: Activations) -> np.ndarray:
@@ -301,21 +316,19 @@ def _sample(
 def _write(
     writers: tuple[BitWriter, BitWriter],
     both: list[np.ndarray],
-    rows: slice,
     samples: np.ndarray,
-    log_p: np.ndarray,
+    p: np.ndarray,
+    ratio: np.ndarray,
     log_q: np.ndarray,
 ) -> np.ndarray:
-    """Code the samples of some rows under M and under M_E.
+    """Code the samples of some rows under M and under M_E; `ratio`: log2 p/q.
 
     **Returns:** excess, variance of a draw's log-ratio, and shortfall of each position, [3, n].
     """
-    coded = [TokenCode(logits.shape[1]).rows(logits[rows]) for logits in both]
+    coded = [TokenCode(logits.shape[1]).rows(logits) for logits in both]
     for writer, one in zip(writers, coded, strict=True):
         one.write(writer, samples)
     excess = (coded[1].bits(samples) - coded[0].bits(samples)).mean(1)
-    p, ratio = np.exp(log_p), nats_to_bits(log_p - log_q)
     weighted = p * ratio
-    variance = np.sum(weighted * ratio, 1) - np.sum(weighted, 1) ** 2
-    shortfall = np.maximum(coded[0].shortfall_bits(p, log_p), coded[1].shortfall_bits(p, log_q))
-    return np.stack([excess, np.maximum(variance, 0.0), shortfall])
+    variance = np.einsum("nv,nv->n", weighted, ratio) - weighted.sum(1) ** 2
+    return np.stack([excess, np.maximum(variance, 0.0), coded[1].shortfall_bits(p, log_q)])

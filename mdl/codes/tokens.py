@@ -68,7 +68,7 @@ class TokenRows:
         return (np.log2(self._block_weights.sum(1))[rows] - np.log2(chosen)).reshape(tokens.shape)
 
     def write(self, writer: BitWriter, tokens: Int[np.ndarray, "n draws"]) -> None:
-        """Write the tokens, row by row: all blocks, then all members. **Raises:** CodeError for an id outside [0, V)."""
+        """Write the tokens: all blocks, then all members. **Raises:** CodeError for an id outside [0, V)."""
         rows, block, member = self._places(tokens)
         if self.weights.shape[1] > 1:
             writer.choices(block, self._block_weights[rows])
@@ -92,21 +92,25 @@ class TokenRows:
     def shortfall_bits(
         self, probabilities: Float[np.ndarray, "n v"], log_probabilities: Float[np.ndarray, "n v"]
     ) -> Float[np.ndarray, " n"]:
-        r"""How far below the ideal the mean cost of a token can fall, because no token costs more than the floors allow.
+        r"""How far below the ideal the mean cost of a token can fall: none costs more than the floors allow.
 
         $$\sum_v p_v \max(0, -\log_2 q_v - c_v), \quad c_v = -\log_2 (b_v + 2^{-23}) - \log_2 (m_v + 2^{-23})$$
 
         with b and m the shares of v's block and of v in it: a coded share exceeds its weight's by less than 2^-23.
 
-        **Arguments:** `probabilities`: p, what tokens are drawn from; `log_probabilities`: log q, nats, normalised: what
-        these rows were made from. **Returns:** bits, a bound for each row.
+        **Arguments:** `probabilities`: p, what tokens are drawn from; `log_probabilities`: log q, nats, normalised:
+        what these rows were made from. **Returns:** bits, a bound for each row.
         """
         sums = self._block_weights
-        share = np.log2(np.minimum(sums / sums.sum(1, keepdims=True) + 2 * _COARSEST, 1.0))[:, :, None]
-        share = share + np.log2(np.minimum(self.weights / sums[:, :, None] + 2 * _COARSEST, 1.0))
-        flat = share.reshape(len(sums), -1)[:, : self.vocabulary]
-        missing = np.maximum(flat - nats_to_bits(log_probabilities), 0.0)
-        return np.sum(np.where(probabilities > 0, probabilities * missing, 0.0), 1)
+        blocks = np.minimum(sums / sums.sum(1, keepdims=True) + 2 * _COARSEST, 1.0)[:, :, None]
+        share = self.weights / sums[:, :, None]
+        share += 2 * _COARSEST
+        np.minimum(share, 1.0, out=share)
+        share *= blocks
+        missing = np.log2(share, out=share).reshape(len(sums), -1)[:, : self.vocabulary]
+        missing -= nats_to_bits(log_probabilities)
+        np.maximum(missing, 0.0, out=missing)
+        return np.sum(probabilities * missing, 1, where=probabilities > 0)
 
     def _places(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Row, block and member of every token, in stream order."""
@@ -154,6 +158,14 @@ class TokenCode:
         """
         floors = sum(-math.log2(1.0 - size * _COARSEST) for size in self._shape if size > 1)
         return 2.0**-_GRID_BITS + math.log2(1.0 + self.vocabulary * 2.0**-self._largest_bits) + floors
+
+    @property
+    def own_shortfall_bits(self) -> float:
+        r"""The most that `TokenRows.shortfall_bits` can be for tokens drawn from the rows' own distribution, bits.
+
+        $$2^{-16} + \log_2(e)\, 2^{-23} \sum_K K$$: at $p = bm$, $\sum_v p_v (1/b_v + 1/m_v)$ is the sum of both sizes.
+        """
+        return 2.0**-_GRID_BITS + float(nats_to_bits(2 * _COARSEST * sum(self._shape)))
 
     def rows(self, log_probabilities: Float[np.ndarray, "n v"]) -> TokenRows:
         """Quantise predictions; a constant added to a row makes no difference.

@@ -1,4 +1,4 @@
-"""Two stages under integer weights: exact lengths, streams that keep to them, and a leak far below any KL of interest."""
+"""Two stages under integer weights: exact lengths, streams that keep to them, and a leak below any KL of interest."""
 
 from __future__ import annotations
 
@@ -125,11 +125,12 @@ def test_the_leak_keeps_to_the_tolerance(vocabulary, top):
     log_p = peaked(24, vocabulary, top, seed=3)
     tokens = draw(log_p, 250, seed=4)
     leak = (consumed(log_p, tokens) - ideal_bits(log_p, tokens)) / tokens.size
-    shortfall = TokenCode(vocabulary).rows(log_p).shortfall_bits(np.exp(log_p), log_p).mean()
+    shortfall = TokenCode(vocabulary).own_shortfall_bits
+    assert TokenCode(vocabulary).rows(log_p).shortfall_bits(np.exp(log_p), log_p).max() <= shortfall
     # A thousandth of a bit or so goes in and out of the coder's state at the two ends.
     ends = 0.05 / tokens.size
     assert -shortfall - ends <= leak <= TokenCode(vocabulary).tolerance_bits + ends
-    assert shortfall < 4e-4
+    assert shortfall < 1e-4
 
 
 def test_one_stage_leaks_a_kl_worth():
@@ -174,7 +175,7 @@ def test_what_the_floors_take_is_bounded():
     assert short > 20
     assert short - 0.1 / tokens.size <= rows.shortfall_bits(sure, log_q)[0] <= short + 2
     spread = np.exp(log_q)
-    assert 0 <= rows.shortfall_bits(spread, log_q)[0] < 1e-4
+    assert 0 <= rows.shortfall_bits(spread, log_q)[0] <= TokenCode(100).own_shortfall_bits
 
 
 def test_ends_of_streams_differ_by_less_than_the_spread():
