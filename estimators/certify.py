@@ -30,7 +30,7 @@ from mdl.task import Activations
 from mdl.units import nats_to_bits
 
 AUDIT_SEQUENCES = 8
-AUDIT_DRAWS = 16  # samples at each position: they cost little beside the predictions, and divide the variance
+AUDIT_DRAWS = 32  # samples at each position: they cost little beside the predictions, and divide the variance
 STANDARD_ERRORS = 4.0
 CHUNK_LOGITS = 1 << 22  # float64 numbers held at once, a few arrays of them
 

@@ -68,26 +68,28 @@ class TokenRows:
         return (np.log2(self._block_weights.sum(1))[rows] - np.log2(chosen)).reshape(tokens.shape)
 
     def write(self, writer: BitWriter, tokens: Int[np.ndarray, "n draws"]) -> None:
-        """Write the tokens: all blocks, then all members. **Raises:** CodeError for an id outside [0, V)."""
-        rows, block, member = self._places(tokens)
-        if self.weights.shape[1] > 1:
-            writer.choices(block, self._block_weights[rows])
-        if self.weights.shape[2] > 1:
-            writer.choices(member, self.weights[rows, block])
+        """Write the tokens: of the first draw all blocks, then all members; then the next draw.
+
+        **Raises:** CodeError for an id outside [0, V).
+        """
+        rows, block, member = (place.reshape(tokens.shape) for place in self._places(tokens))
+        for draw in range(tokens.shape[1]):
+            if self.weights.shape[1] > 1:
+                writer.choices(block[:, draw], self._block_weights)
+            if self.weights.shape[2] > 1:
+                writer.choices(member[:, draw], self.weights[rows[:, draw], block[:, draw]])
 
     def read(self, reader: BitReader, draws: int) -> Int[np.ndarray, "n draws"]:
         """Read `draws` tokens for each row. **Raises:** CodeError for a stream that was cut or damaged."""
         n, blocks, members = self.weights.shape
-        rows = np.repeat(np.arange(n), draws)
-        block = member = np.zeros(n * draws, np.int64)
-        if blocks > 1 and rows.size:
-            block = reader.choices(self._block_weights[rows])
-        if members > 1 and rows.size:
-            member = reader.choices(self.weights[rows, block])
-        tokens = block * members + member
+        tokens = np.zeros((n, draws), np.int64)
+        for draw in range(draws if n else 0):
+            block = reader.choices(self._block_weights) if blocks > 1 else np.zeros(n, np.int64)
+            member = reader.choices(self.weights[np.arange(n), block]) if members > 1 else 0
+            tokens[:, draw] = block * members + member
         if tokens.size and tokens.max() >= self.vocabulary:
             raise CodeError(f"token {tokens.max()} outside [0, {self.vocabulary}); the stream was cut or damaged.")
-        return tokens.reshape(n, draws)
+        return tokens
 
     def shortfall_bits(
         self, probabilities: Float[np.ndarray, "n v"], log_probabilities: Float[np.ndarray, "n v"]

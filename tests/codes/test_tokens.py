@@ -13,9 +13,10 @@ from mdl.codes.tokens import MAX_VOCABULARY, STREAM_SPREAD_BITS, TokenCode, _fra
 from mdl.errors import CodeError
 from mdl.units import nats_to_bits
 
+FILLING = np.arange(4) * 123_456_789
 SMALL = [1, 2, 3, 7, 16, 17, 40]
 # The bytes are the format: a change of them is a breaking change.
-GOLDEN = "7c5ac3cf11a324"
+GOLDEN = "1a5ac3b71c1828"
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -53,10 +54,12 @@ def consumed(log_q: np.ndarray, tokens: np.ndarray) -> float:
     rows = TokenCode(log_q.shape[1]).rows(log_q)
     writer = BitWriter()
     rows.write(writer, tokens)
+    writer.uniform(FILLING, 1 << 30)  # what is encoded first: lengths of an almost empty coder are a bit off
     reader = BitReader(writer.to_bytes())
     before = content(reader)
     assert np.array_equal(rows.read(reader, tokens.shape[1]), tokens)
     after = content(reader)
+    assert np.array_equal(reader.uniform(len(FILLING), 1 << 30), FILLING)
     reader.finish()
     return before - after
 
@@ -127,9 +130,7 @@ def test_the_leak_keeps_to_the_tolerance(vocabulary, top):
     leak = (consumed(log_p, tokens) - ideal_bits(log_p, tokens)) / tokens.size
     shortfall = TokenCode(vocabulary).own_shortfall_bits
     assert TokenCode(vocabulary).rows(log_p).shortfall_bits(np.exp(log_p), log_p).max() <= shortfall
-    # A thousandth of a bit or so goes in and out of the coder's state at the two ends.
-    ends = 0.05 / tokens.size
-    assert -shortfall - ends <= leak <= TokenCode(vocabulary).tolerance_bits + ends
+    assert -shortfall <= leak <= TokenCode(vocabulary).tolerance_bits
     assert shortfall < 1e-4
 
 
@@ -158,7 +159,7 @@ def test_a_small_kl_is_resolved(vocabulary, top):
     difference = (consumed(log_q, tokens) - consumed(log_p, tokens)) / tokens.size
     ratio = (ideal_bits(log_q, tokens) - ideal_bits(log_p, tokens)) / tokens.size
     slack = max(TokenCode(vocabulary).rows(rows).shortfall_bits(np.exp(log_p), rows).mean() for rows in (log_p, log_q))
-    assert abs(difference - ratio) <= TokenCode(vocabulary).tolerance_bits + slack + 0.1 / tokens.size
+    assert abs(difference - ratio) <= TokenCode(vocabulary).tolerance_bits + slack
     assert abs(difference - ratio) < 0.02 * kl
 
 
@@ -173,7 +174,7 @@ def test_what_the_floors_take_is_bounded():
     sure = np.zeros((1, 100))
     sure[0, 7] = 1.0
     assert short > 20
-    assert short - 0.1 / tokens.size <= rows.shortfall_bits(sure, log_q)[0] <= short + 2
+    assert short - 1e-4 <= rows.shortfall_bits(sure, log_q)[0] <= short + 2
     spread = np.exp(log_q)
     assert 0 <= rows.shortfall_bits(spread, log_q)[0] <= TokenCode(100).own_shortfall_bits
 

@@ -362,7 +362,7 @@ def test_arguments_that_do_not_fit_are_refused(noisy: Noisy) -> None:
         certify(evaluator, activations, values[1:], kl, 1)
     with pytest.raises(TaskError, match="719 KLs"):
         certify(evaluator, activations, values, kl[1:], 1)
-    with pytest.raises(TaskError, match="0 sequences with 16 draws"):
+    with pytest.raises(TaskError, match="0 sequences with 32 draws"):
         certify(evaluator, activations, values, kl, 1, sequences=0)
 
 
