@@ -165,9 +165,13 @@ class TokenCode:
     def own_shortfall_bits(self) -> float:
         r"""The most that `TokenRows.shortfall_bits` can be for tokens drawn from the rows' own distribution, bits.
 
-        $$2^{-16} + \log_2(e)\, 2^{-23} \sum_K K$$: at $p = bm$, $\sum_v p_v (1/b_v + 1/m_v)$ is the sum of both sizes.
+        $$2^{-16} + \log_2(e) (V 2^{-B} + 2^{-23} \sum_K K)$$
+
+        for at $p = bm$, $\sum_v p_v (1/b_v + 1/m_v)$ is the sum of both alphabets' sizes K; the term before is
+        for weights that were rounded up.
         """
-        return 2.0**-_GRID_BITS + float(nats_to_bits(2 * _COARSEST * sum(self._shape)))
+        rounding = self.vocabulary * 2.0**-self._largest_bits
+        return 2.0**-_GRID_BITS + float(nats_to_bits(rounding + 2 * _COARSEST * sum(self._shape)))
 
     def rows(self, log_probabilities: Float[np.ndarray, "n v"]) -> TokenRows:
         """Quantise predictions; a constant added to a row makes no difference.
