@@ -13,19 +13,19 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from estimators.fidelity import Attempt, Bench, Split, decoder_of
+from estimators.fidelity import Attempt, Bench, Split
 from estimators.kernels import CHUNK_TOKENS, RegionEvaluator, batches
 from mdl.codes.bitstream import BitReader, BitWriter
 from mdl.codes.tokens import STREAM_SPREAD_BITS, TokenCode
 from mdl.errors import CodeError, DataError, TaskError
 from mdl.ledger import ratio_stderr
-from mdl.message import decode_message
+from mdl.receiver import Receiver
 from mdl.task import Activations
 from mdl.units import nats_to_bits
 
@@ -105,11 +105,12 @@ class _Sent:
 
 @dataclass(frozen=True)
 class _Audit:
-    """The audited sequences alone: M's activations, what takes the region's place, and how to draw."""
+    """The audited sequences alone: what M and M_E make of them, and how to draw."""
 
     evaluator: RegionEvaluator
     activations: Activations
-    values: np.ndarray
+    reference: np.ndarray
+    explained: np.ndarray
     sequences: np.ndarray
     seed: int
     draws: int
@@ -118,7 +119,7 @@ class _Audit:
         """The logits of M and of M_E at the scored positions of some of the sequences at a time."""
         for some in batches(self.activations, CHUNK_TOKENS):
             part = _take(self.activations, some)
-            both = [self.evaluator.logits(part, v) for v in (part.outputs, self.values[some])]
+            both = [self.evaluator.logits(part, v) for v in (self.reference[some], self.explained[some])]
             if not all(np.isfinite(logits).all() for logits in both):
                 raise DataError(
                     f"logits of sequences {self.sequences[some]} are NaN or infinite: nothing can be sampled from them"
@@ -171,7 +172,8 @@ class _Audit:
 def certify(
     evaluator: RegionEvaluator,
     activations: Activations,
-    values: np.ndarray,
+    reference: np.ndarray,
+    explained: np.ndarray,
     kl_bits: Float[np.ndarray, " n"],
     seed: int,
     *,
@@ -180,17 +182,17 @@ def certify(
 ) -> Certificate:
     """Sample from M, code under M_E and under M, decode, and compare the difference with the reported KL.
 
-    **Arguments:** `values` [sequences, positions, d]: what takes the place of the region's outputs, constants at
-    special positions included; `kl_bits` [n]: reported KL of every scored position; `seed`: from `audit_seed`;
-    `sequences`: how many to audit (all, if there are fewer); `draws`: samples at each of their scored positions.
+    **Arguments:** `reference`, `explained` [sequences, positions, d]: what `evaluator.reference` gives for M, and for
+    activations whose outputs are M_E's (see `explained_reference`); `kl_bits` [n]: reported KL, all scored positions;
+    `seed`: from `audit_seed`; `sequences`: how many to audit (all, if there are fewer); `draws`: samples at each of their scored positions.
 
     **Raises:** `TaskError` for arguments that do not fit together, `DataError` for predictions that are not finite,
     `CodeError` if a stream does not decode to what was sampled: then the predictions did not come out the same twice.
     """
-    _check(activations, values, kl_bits, sequences, draws)
+    _check(activations, (reference, explained), kl_bits, sequences, draws)
     chosen = _choose(seed, len(activations.tokens), sequences)
     part = _take(activations, chosen)
-    audit = _Audit(evaluator, part, values[chosen], chosen, seed, draws)
+    audit = _Audit(evaluator, part, reference[chosen], explained[chosen], chosen, seed, draws)
     sent = audit.send()
     for samples, (first, second) in zip(sent.samples, audit.receive(sent.streams), strict=True):
         if not (np.array_equal(samples, first) and np.array_equal(samples, second)):
@@ -231,30 +233,35 @@ def certify_attempt(
     """
     others = (nonce,) if nonce else ()
     seed = audit_seed(attempt.message.data, *others)
-    values = reconstruction(bench, split, attempt)
+    activations, reference = split.activations, split.reference
+    chosen = _choose(seed, len(activations.tokens), sequences)
+    explained = np.full_like(reference, np.nan)  # only what is audited is computed
+    values = reconstruction(bench, split, attempt)[chosen]
+    explained[chosen] = explained_reference(bench.evaluator, _take(activations, chosen), values)
     kl_bits = np.asarray(attempt.damage.kl_bits, np.float64)
-    return certify(bench.evaluator, split.activations, values, kl_bits, seed, sequences=sequences, draws=draws)
+    return certify(bench.evaluator, activations, reference, explained, kl_bits, seed, sequences=sequences, draws=draws)
+
+
+def explained_reference(evaluator: RegionEvaluator, activations: Activations, values: np.ndarray) -> np.ndarray:
+    """What `evaluator.reference` gives with `values` [sequences, positions, d] in the place of the region's outputs."""
+    return evaluator.reference(replace(activations, outputs=values))
 
 
 def reconstruction(bench: Bench, split: Split, attempt: Attempt) -> np.ndarray:
     """The region's outputs as the receiver rebuilds them, constants at special positions, [sequences, positions, d]."""
-    special, explained, *rest = decode_message(attempt.message.data)
-    inputs = split.sample.inputs
-    values = decoder_of(explained).predict(inputs, attempt.state)
-    if attempt.residual is not None:
-        values = values + decoder_of(rest[0]).predict(inputs, attempt.residual)
-    full = np.zeros_like(split.activations.outputs)
-    full[split.activations.scored] = values
-    for token, row in zip(bench.special[0], special.header[0].values(), strict=True):
-        full[split.activations.tokens == token] = row
-    return full
+    receiver = Receiver.of(attempt.message.data)
+    received = receiver.reconstruct(split.sample.inputs, attempt.state, attempt.residual)
+    constants = dict(zip(bench.special[0], receiver.special, strict=True))
+    return split.activations.filled(received.values, constants)
 
 
-def _check(activations: Activations, values: np.ndarray, kl_bits: np.ndarray, sequences: int, draws: int) -> None:
-    if values.shape != activations.outputs.shape or len(kl_bits) != activations.n_tokens:
+def _check(
+    activations: Activations, both: tuple[np.ndarray, np.ndarray], kl_bits: np.ndarray, sequences: int, draws: int
+) -> None:
+    if len({a.shape[:2] for a in (*both, activations.tokens)}) > 1 or len(kl_bits) != activations.n_tokens:
         raise TaskError(
-            f"an audit of values of shape {values.shape} and {len(kl_bits)} KLs, where the region's outputs have shape "
-            f"{activations.outputs.shape} and {activations.n_tokens} positions are scored: they are of other data"
+            f"an audit of states of shapes {both[0].shape}, {both[1].shape} and {len(kl_bits)} KLs, where tokens are "
+            f"{activations.tokens.shape} and {activations.n_tokens} positions are scored: they are of other data"
         )
     if sequences < 1 or draws < 1:
         raise TaskError(f"an audit of {sequences} sequences with {draws} draws a position: both must be at least 1")

@@ -111,11 +111,10 @@ class RegionEvaluator(Protocol):
         """d log p(y) / d output at the scored positions, nats per unit, [n, d]; y is sampled from M itself."""
         ...
 
-    def logits(self, activations: Activations, values: np.ndarray) -> np.ndarray:
-        """Predictions with the region's outputs replaced by `values` [sequences, positions, d], float32 [n, v].
+    def logits(self, activations: Activations, reference: np.ndarray) -> np.ndarray:
+        """Predictions from what `reference` returns (for M_E: of activations with its outputs), float32 [n, v].
 
-        At the scored positions of a few sequences: all of them are held at once. `activations.outputs` for `values`
-        gives M's own, by the same path.
+        At the scored positions of a few sequences: all of them are held at once.
         """
         ...
 
@@ -176,10 +175,7 @@ class Evaluator:
 
     @cached_property
     def _logits(self) -> Callable[..., Array]:
-        def logits(params: Any, value: Array, boundary: Array | None) -> Array:
-            return self._head(params, self._suffix(params, value, boundary)).astype(jnp.float32)
-
-        return jax.jit(logits)
+        return jax.jit(lambda params, hidden: self._head(params, hidden).astype(jnp.float32))
 
     def reference(self, activations: Activations) -> np.ndarray:
         """M's own final hidden states, [sequences, positions, d]: computed once, used by every evaluation."""
@@ -228,10 +224,10 @@ class Evaluator:
         ]
         return np.concatenate(parts)[activations.scored]
 
-    def logits(self, activations: Activations, values: np.ndarray) -> np.ndarray:
-        """Predictions with `values` [sequences, positions, d] in the region's place, scored tokens only, [n, v]."""
+    def logits(self, activations: Activations, reference: np.ndarray) -> np.ndarray:
+        """Predictions from final hidden states [sequences, positions, d], scored tokens only, float32 [n, v]."""
         parts = [
-            np.asarray(self._logits(self.model.params, values[s], activations.boundary_of(s)))[activations.scored[s]]
+            np.asarray(self._logits(self.model.params, reference[s]))[activations.scored[s]]
             for s in batches(activations, CHUNK_TOKENS)
         ]
         return np.concatenate(parts)

@@ -78,11 +78,11 @@ class TorchEvaluator:
         ]
         return np.concatenate(parts)[activations.scored]
 
-    def logits(self, activations: Activations, values: np.ndarray) -> np.ndarray:
-        """Predictions with `values` [sequences, positions, d] in the region's place, scored tokens only, [n, v]."""
+    def logits(self, activations: Activations, reference: np.ndarray) -> np.ndarray:
+        """Predictions with `reference` [sequences, positions, d] in the region's place, scored tokens only, [n, v]."""
         with torch.no_grad():
             parts = [
-                self._logits(activations.tokens[s], values[s]).float().cpu().numpy()[activations.scored[s]]
+                self._logits(activations.tokens[s], reference[s]).float().cpu().numpy()[activations.scored[s]]
                 for s in batches(activations, CHUNK_TOKENS)
             ]
         return np.concatenate(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from estimators.certify import (
     audit_seed,
     certify,
     certify_attempt,
+    explained_reference,
     reconstruction,
 )
 from estimators.fidelity import Attempt, Bench, Coding
@@ -45,9 +47,20 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
+def predictions(evaluator: RegionEvaluator, activations: Activations, values: np.ndarray) -> np.ndarray:
+    """Logits with values in the region's place."""
+    return evaluator.logits(activations, explained_reference(evaluator, activations, values))
+
+
+def audit(evaluator: RegionEvaluator, activations: Activations, values: np.ndarray, *rest: Any, **sizes: int) -> Any:
+    """`certify`, by the values that take the place of the region's outputs."""
+    explained = explained_reference(evaluator, activations, values)
+    return certify(evaluator, activations, evaluator.reference(activations), explained, *rest, **sizes)
+
+
 def kl_bits(evaluator: RegionEvaluator, activations: Activations, values: np.ndarray) -> np.ndarray:
     """KL of each scored position by the full sum, in float64."""
-    log_p, log_q = (log_softmax(evaluator.logits(activations, v)) for v in (activations.outputs, values))
+    log_p, log_q = (log_softmax(predictions(evaluator, activations, v)) for v in (activations.outputs, values))
     return nats_to_bits(np.sum(np.exp(log_p) * (log_p - log_q), 1))
 
 
@@ -134,7 +147,7 @@ def test_logits_are_those_of_the_whole_model_with_a_write(region: str, tiny_mode
     expected = values
     if output != "logits":
         expected = np.asarray(tiny_model.run(activations.tokens, ["logits"], {output: values})["logits"])
-    found = Evaluator(task.model, task.region).logits(activations, values)
+    found = predictions(Evaluator(task.model, task.region), activations, values)
     assert found.dtype == np.float32
     assert np.allclose(found, expected[activations.scored], rtol=1e-4, atol=1e-4)
 
@@ -168,10 +181,10 @@ def test_the_torch_path_certifies_too(region: str, tiny_data: Dataset) -> None:
 
 def test_the_model_under_itself_costs_nothing_more(noisy: Noisy) -> None:
     evaluator, activations, _, _ = noisy
-    found = certify(evaluator, activations, activations.outputs, np.zeros(activations.n_tokens), 5)
+    found = audit(evaluator, activations, activations.outputs, np.zeros(activations.n_tokens), 5)
     assert found.explained_bits == found.model_bits
     assert (found.difference, found.stderr, found.z, found.agrees) == (0.0, 0.0, 0.0, True)
-    claimed = certify(evaluator, activations, activations.outputs, np.full(activations.n_tokens, 0.1), 5)
+    claimed = audit(evaluator, activations, activations.outputs, np.full(activations.n_tokens, 0.1), 5)
     assert not claimed.agrees
     assert claimed.z == -np.inf
 
@@ -183,7 +196,7 @@ def refuted(noisy: Noisy, kl: np.ndarray, values: np.ndarray | None = None) -> f
     """The share of audits, over seeds, that refuse a reported KL."""
     evaluator, activations, honest, _ = noisy
     values = honest if values is None else values
-    found = [certify(evaluator, activations, values, kl, s, sequences=SEQUENCES, draws=DRAWS) for s in SEEDS]
+    found = [audit(evaluator, activations, values, kl, s, sequences=SEQUENCES, draws=DRAWS) for s in SEEDS]
     return float(np.mean([not c.agrees for c in found]))
 
 
@@ -206,19 +219,19 @@ def test_sharpened_predictions_are_refuted(tiny_model: Model, tiny_data: Dataset
     noise = np.random.default_rng(4).normal(size=activations.outputs.shape)
     values = (activations.outputs + 0.3 * noise).astype(np.float32)
     kl = kl_bits(evaluator, activations, values)
-    honest = certify(evaluator, activations, values, kl, 1, sequences=SEQUENCES, draws=DRAWS)
+    honest = audit(evaluator, activations, values, kl, 1, sequences=SEQUENCES, draws=DRAWS)
     assert honest.agrees
-    sharpened = certify(evaluator, activations, 3 * values, kl, 1, sequences=SEQUENCES, draws=DRAWS)
+    sharpened = audit(evaluator, activations, 3 * values, kl, 1, sequences=SEQUENCES, draws=DRAWS)
     assert not sharpened.agrees
     assert sharpened.difference > 2 * kl.mean()
     true = kl_bits(evaluator, activations, 3 * values)
-    assert certify(evaluator, activations, 3 * values, true, 1, sequences=SEQUENCES, draws=DRAWS).agrees
+    assert audit(evaluator, activations, 3 * values, true, 1, sequences=SEQUENCES, draws=DRAWS).agrees
 
 
 def test_the_difference_has_the_kl_for_its_expectation(noisy: Noisy) -> None:
     """Standard normal z over seeds, and a mean within four standard errors of the KL."""
     evaluator, activations, values, kl = noisy
-    found = [certify(evaluator, activations, values, kl, s, sequences=SEQUENCES, draws=8) for s in range(64)]
+    found = [audit(evaluator, activations, values, kl, s, sequences=SEQUENCES, draws=8) for s in range(64)]
     z = np.array([c.z for c in found])
     print(f"z over {len(z)} seeds: mean {z.mean():.3f}, sd {z.std(ddof=1):.3f}, largest {np.abs(z).max():.2f}")
     assert abs(z.mean()) < 4 / np.sqrt(len(z))
@@ -234,20 +247,20 @@ def test_the_difference_has_the_kl_for_its_expectation(noisy: Noisy) -> None:
 def test_the_standard_error_is_that_of_the_enumerated_distribution(noisy: Noisy) -> None:
     evaluator, activations, values, kl = noisy
     part = activations.head(3)
-    log_p, log_q = (log_softmax(evaluator.logits(part, v)) for v in (part.outputs, values[:3]))
+    log_p, log_q = (log_softmax(predictions(evaluator, part, v)) for v in (part.outputs, values[:3]))
     variance = 0.0
     for p, q in zip(log_p, log_q, strict=True):
         ratios = [(a - b) / np.log(2) for a, b in zip(p, q, strict=True)]
         mean = sum(np.exp(a) * r for a, r in zip(p, ratios, strict=True))
         variance += sum(np.exp(a) * (r - mean) ** 2 for a, r in zip(p, ratios, strict=True))
     n = part.n_tokens
-    found = certify(evaluator, part, values[:3], kl[:n], 2, sequences=3, draws=4)
+    found = audit(evaluator, part, values[:3], kl[:n], 2, sequences=3, draws=4)
     assert found.stderr == pytest.approx(np.sqrt(variance / 4) / n, rel=1e-6)
 
 
 def test_the_tolerance_adds_up(noisy: Noisy) -> None:
     evaluator, activations, values, kl = noisy
-    found = certify(evaluator, activations, values, kl, 2, draws=4)
+    found = audit(evaluator, activations, values, kl, 2, draws=4)
     n = 4 * found.tokens
     floor = TokenCode(VOCABULARY).tolerance_bits + certify_module.STREAM_SPREAD_BITS / n
     assert floor <= found.tolerance < floor + 1e-4
@@ -280,8 +293,9 @@ def test_a_sequence_s_draws_do_not_depend_on_its_company(noisy: Noisy) -> None:
     for wanted in (4, SEQUENCES):
         chosen = _choose(9, SEQUENCES, wanted)
         part = certify_module._take(activations, chosen)
-        audit = certify_module._Audit(evaluator, part, values[chosen], chosen, 9, 2)
-        samples = np.concatenate(audit.send().samples)
+        both = evaluator.reference(part), explained_reference(evaluator, part, values[chosen])
+        sent = certify_module._Audit(evaluator, part, *both, chosen, 9, 2).send()
+        samples = np.concatenate(sent.samples)
         for sequence, own in zip(chosen, np.split(samples, len(chosen)), strict=True):
             drawn.setdefault(int(sequence), []).append(own)
     twice = [pair for pair in drawn.values() if len(pair) == 2]
@@ -291,9 +305,9 @@ def test_a_sequence_s_draws_do_not_depend_on_its_company(noisy: Noisy) -> None:
 
 def test_chunks_do_not_show(noisy: Noisy, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluator, activations, values, kl = noisy
-    whole = certify(evaluator, activations, values, kl, 3)
+    whole = audit(evaluator, activations, values, kl, 3)
     monkeypatch.setattr(certify_module, "CHUNK_LOGITS", 160)
-    cut = certify(evaluator, activations, values, kl, 3)
+    cut = audit(evaluator, activations, values, kl, 3)
     assert cut.stderr == pytest.approx(whole.stderr, rel=1e-9)
     assert cut.stderr_by_token == pytest.approx(whole.stderr_by_token, rel=1e-9)
     assert abs(cut.explained_bits - whole.explained_bits) <= 8
@@ -347,28 +361,29 @@ def disturb(monkeypatch: pytest.MonkeyPatch, factor: float, after: int) -> None:
 def test_predictions_that_do_not_repeat_are_an_error(noisy: Noisy, monkeypatch: pytest.MonkeyPatch) -> None:
     disturb(monkeypatch, 1.5, after=2)
     with pytest.raises(CodeError):
-        certify(*noisy, 1)
+        audit(*noisy, 1)
 
 
 def test_predictions_that_are_not_finite_are_refused(noisy: Noisy, monkeypatch: pytest.MonkeyPatch) -> None:
     disturb(monkeypatch, np.nan, after=0)
     with pytest.raises(DataError, match="NaN or infinite"):
-        certify(*noisy, 1)
+        audit(*noisy, 1)
 
 
 def test_arguments_that_do_not_fit_are_refused(noisy: Noisy) -> None:
     evaluator, activations, values, kl = noisy
+    reference = evaluator.reference(activations)
     with pytest.raises(TaskError, match="of other data"):
-        certify(evaluator, activations, values[1:], kl, 1)
+        certify(evaluator, activations, reference, reference[1:], kl, 1)
     with pytest.raises(TaskError, match="719 KLs"):
-        certify(evaluator, activations, values, kl[1:], 1)
+        audit(evaluator, activations, values, kl[1:], 1)
     with pytest.raises(TaskError, match="0 sequences with 32 draws"):
-        certify(evaluator, activations, values, kl, 1, sequences=0)
+        audit(evaluator, activations, values, kl, 1, sequences=0)
 
 
 def test_a_certificate_cannot_be_changed(noisy: Noisy) -> None:
     evaluator, activations, values, kl = noisy
-    found = certify(evaluator, activations, values, kl, 1, sequences=2, draws=1)
+    found = audit(evaluator, activations, values, kl, 1, sequences=2, draws=1)
     assert isinstance(found, Certificate)
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.kl_bits = 0.0  # type: ignore[misc]
