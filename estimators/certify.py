@@ -184,7 +184,8 @@ def certify(
 
     **Arguments:** `reference`, `explained` [sequences, positions, d]: what `evaluator.reference` gives for M, and for
     activations whose outputs are M_E's (see `explained_reference`); `kl_bits` [n]: reported KL, all scored positions;
-    `seed`: from `audit_seed`; `sequences`: how many to audit (all, if there are fewer); `draws`: samples at each of their scored positions.
+    `seed`: from `audit_seed`; `sequences`: how many to audit (all, if there are fewer); `draws`: samples at each of
+    their scored positions.
 
     **Raises:** `TaskError` for arguments that do not fit together, `DataError` for predictions that are not finite,
     `CodeError` if a stream does not decode to what was sampled: then the predictions did not come out the same twice.
