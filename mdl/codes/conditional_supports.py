@@ -29,6 +29,7 @@ RARE = 2
 FLOOR, CEILING = 2.0**-20, 1.0 - 2.0**-10
 RETENTION = 0.8  # of a feature's recency from one position to the next
 FIT_TOKENS = 1536
+MAX_FEATURES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,8 @@ class _Stream:
     def of(cls, support: sparse.csr_array | Pairs, tokens: np.ndarray, previous: np.ndarray) -> _Stream:
         check_side(tokens, previous, tokens.size)
         uses = _uses(support, tokens.size)
+        if uses.order.size > MAX_FEATURES:
+            raise CodeError(f"{uses.order.size} features in one support; at most {MAX_FEATURES}.")
         new = np.bincount(uses.first, minlength=tokens.size)
         return cls(uses, tokens, preceding_ids(tokens, previous), new, _new_classes(tokens))
 
@@ -231,7 +234,8 @@ class ConditionalSupportCode:
         learning = float(self._new.learning_bits(stream.new, stream.new_classes, RARE + 1).sum())
         learning += math.fsum(per_token - news) - math.fsum(self._costs_knowing_others(stream))
         total = math.fsum(per_token) + self.parameters.bits
-        return SupportBits(total, max(learning, 0.0), introductions, per_token + self.parameters.bits / max(len(tokens), 1))
+        shares = per_token + self.parameters.bits / max(tokens.size, 1)
+        return SupportBits(total, max(learning, 0.0), introductions, shares)
 
     def total_bits(
         self, support: sparse.csr_array | Pairs, tokens: Int[np.ndarray, " n"], previous: Int[np.ndarray, " n"]
@@ -289,8 +293,8 @@ class ConditionalSupportCode:
         check_side(tokens, previous, tokens.size)
         parameters = SupportParameters.read(reader)
         new = ConditionalSupportCode._new.read(reader, _new_classes(tokens), RARE + 1)
-        if new.max(initial=0) > 1 << 32 or new.sum() > 1 << 26:
-            raise CodeError(f"{new.sum()} features; the stream was cut or damaged.")
+        if new.max(initial=0) > MAX_FEATURES or new.sum() > MAX_FEATURES:
+            raise CodeError(f"{new.sum()} features, at most {MAX_FEATURES}; the stream was cut or damaged.")
         model, met = _Model(int(new.sum()), parameters), 0
         before, found = np.zeros(0, dtype=np.int64), []
         sides = zip(tokens.tolist(), preceding_ids(tokens, previous).tolist(), new.tolist(), strict=True)
