@@ -191,7 +191,7 @@ def _read(data, tokens, previous):
 @pytest.mark.parametrize(
     ("tokens", "previous", "message"),
     [
-        ([1, 2, 3], [-1, 0], "2 previous positions"),
+        ([1, 2], [-1, 0], "2 previous positions for 3 tokens"),
         ([1, 2, 3], [-1, 0, 0], "position 2 follows 0"),
         ([1, 2, 3], [0, 0, 1], "position 0 follows 0"),
         ([1, -2, 3], [-1, 0, 1], "token id -2"),
