@@ -34,8 +34,8 @@ class _Urn:
     def weights(self, token: int, before: int) -> np.ndarray:
         """Weights (not normalised) of the clusters met so far and, last, of a new one. `before`: rank or START."""
         met = self._uses.size
-        n = max(self._n, 1)
-        chance_new = (met - 0.5) / n if met else 1.0  # Krichevsky and Trofimov's, as in IndexCode
+        n, used = max(self._n, 1), np.count_nonzero(self._uses)
+        chance_new = (used - 0.5) / n if used else 1.0  # Krichevsky and Trofimov's, as in IndexCode
         share = (self._uses / n) * (1.0 - chance_new)
         weights = self._pulled(self._tokens.get(token), np.r_[share, chance_new], PRIORS[self._code.token])
         if before != START:
@@ -99,14 +99,14 @@ class ConditionalIndexCode:
         for step in steps:
             urn.count(*step)
         known = []
-        for rank, *side in steps:
-            urn.count(rank, *side, sign=-1.0)
-            weights = urn.weights(*side)
+        for rank, token, before in steps:
+            urn.count(rank, token, before, sign=-1.0)
+            weights = urn.weights(token, before)
             if urn._uses[rank] > 0:
                 known.append(_cost(weights, rank))
             else:  # met once in all: it is new to whoever knows the others
                 known.append(_cost(weights, weights.size - 1))
-            urn.count(rank, *side)
+            urn.count(rank, token, before)
         extra = 3.0 * PARAMETERS
         learning = max(math.fsum(costs) - math.fsum(known), 0.0)
         return ValueBits(math.fsum(costs) + extra, learning, np.array(costs) + extra / max(indices.size, 1))
@@ -120,7 +120,7 @@ class ConditionalIndexCode:
     def _costs(self, steps: list[tuple[int, int, int]]) -> list[float]:
         urn, costs = _Urn(self), []
         for step in steps:
-            costs.append(_cost(urn.weights(*step[1:]), step[0]))
+            costs.append(_cost(urn.weights(step[1], step[2]), step[0]))
             urn.count(*step)
         return costs
 
@@ -135,7 +135,7 @@ class ConditionalIndexCode:
         writer.uniform(np.array([self.token, self.previous, self.weight]), 8)
         urn = _Urn(self)
         for step in _steps(indices, tokens, previous):
-            weights = urn.weights(*step[1:])
+            weights = urn.weights(step[1], step[2])
             if weights.size > 1:
                 writer.choices(np.array([step[0]]), weights[None, :])
             urn.count(*step)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, field, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -27,6 +28,9 @@ RARE = 2
 """Numbers of new features have contexts of their own for token ids met 0, 1, and RARE or more times before."""
 
 FLOOR, CEILING = 2.0**-20, 1.0 - 2.0**-10
+LIKELY = 0.25
+"""Features above it are written one by one: a block of 16 of them would need a flag beyond what the coder resolves."""
+
 RETENTION = 0.8  # of a feature's recency from one position to the next
 FIT_TOKENS = 1536
 MAX_FEATURES = 1 << 22
@@ -64,6 +68,16 @@ class SupportParameters:
     @classmethod
     def read(cls, reader: BitReader) -> SupportParameters:
         return cls(*reader.uniform(len(fields(cls)), 8).tolist())
+
+
+class _Place(NamedTuple):
+    """A position as both ends know it before its support: how many features were `met`, its token id, the preceding id
+    (START at a sequence's start), and the ranks on at the previous position."""
+
+    met: int
+    token: int
+    preceding: int
+    before: np.ndarray
 
 
 class _Table:
@@ -104,8 +118,9 @@ class _Model:
         self._recent, self._positions = np.zeros(n_features), 0.0
         self._flags = np.zeros(n_features, dtype=bool)  # scratch, all off between calls
 
-    def probabilities(self, met: int, token: int, preceding: int, before: np.ndarray) -> np.ndarray:
-        """The chance of each of the `met` features. `before`: those on at the previous position."""
+    def probabilities(self, place: _Place) -> np.ndarray:
+        """The chance of each feature met before."""
+        met, token, preceding, before = place
         chosen, ones, zeros = self._parameters, self._ones[:met], self._zeros[:met]
         p = ones / (ones + zeros)
         q, even = 1.0 - p, zeros / ones
@@ -123,10 +138,9 @@ class _Model:
         odds = odds * quarter_power(ratio, chosen.preceding_weight)
         return np.minimum(np.maximum(odds / (1.0 + odds), FLOOR), CEILING)
 
-    def count(
-        self, met: int, on: np.ndarray, token: int, preceding: int, before: np.ndarray, sign: float = 1.0
-    ) -> None:
-        """Count a position, or take it out again (`sign` -1): `on` are the ranks on at it, those >= `met` new."""
+    def count(self, place: _Place, on: np.ndarray, sign: float = 1.0) -> None:
+        """Count a position with the ranks `on`, or take it out again (`sign` -1)."""
+        met, token, preceding, before = place
         repeated = on[on < met]
         self._ones[repeated] += sign
         self._zeros[:met] += sign
@@ -139,9 +153,9 @@ class _Model:
         self._by_token.add(token, on, sign)
         self._by_preceding.add(preceding, on, sign)
 
-    def move(self, on: np.ndarray, starts: bool) -> None:
-        """Recency goes on by one position; `starts`: it is the first one of a sequence."""
-        if starts:
+    def move(self, place: _Place, on: np.ndarray) -> None:
+        """Recency goes on by one position."""
+        if place.preceding == START:
             self._recent[:] = 0.0
             self._positions = 0.0
         self._recent *= RETENTION
@@ -173,15 +187,15 @@ class _Stream:
         new = np.bincount(uses.first, minlength=tokens.size)
         return cls(uses, tokens, preceding_ids(tokens, previous), new, _new_classes(tokens))
 
-    def positions(self) -> Iterator[tuple[int, np.ndarray, int, int, np.ndarray]]:
-        """At each token: how many features were met before, those on, its id, the preceding id, those on before."""
+    def positions(self) -> Iterator[tuple[_Place, np.ndarray]]:
+        """Every position, and the ranks on at it, ascending."""
         bounds = np.searchsorted(self.uses.tokens, np.arange(self.tokens.size + 1)).tolist()
         met = (np.cumsum(self.new) - self.new).tolist()
         before = np.zeros(0, dtype=np.int64)
         sides = zip(self.tokens.tolist(), self.preceding.tolist(), strict=True)
         for index, (token, preceding) in enumerate(sides):
             on = np.sort(self.uses.ranks[bounds[index] : bounds[index + 1]])
-            yield met[index], on, token, preceding, before
+            yield _Place(met[index], token, preceding, before), on
             before = on
 
 
@@ -248,22 +262,22 @@ class ConditionalSupportCode:
     def _costs(self, stream: _Stream) -> np.ndarray:
         """Bits of each token's decisions, without its number of new features."""
         model, costs = _Model(stream.uses.order.size, self.parameters), np.zeros(stream.tokens.size)
-        for index, (met, on, *side) in enumerate(stream.positions()):
-            costs[index] = _decision_bits(model.probabilities(met, *side), on[on < met])
-            model.count(met, on, *side)
-            model.move(on, side[1] == START)
+        for index, (place, on) in enumerate(stream.positions()):
+            costs[index] = _decision_bits(model.probabilities(place), on[on < place.met])
+            model.count(place, on)
+            model.move(place, on)
         return costs
 
     def _costs_knowing_others(self, stream: _Stream) -> np.ndarray:
         """Bits of each token's decisions under the counts of all other tokens."""
         model, costs = _Model(stream.uses.order.size, self.parameters), np.zeros(stream.tokens.size)
-        for met, on, *side in stream.positions():
-            model.count(met, on, *side)
-        for index, (met, on, *side) in enumerate(stream.positions()):
-            model.count(met, on, *side, sign=-1.0)
-            costs[index] = _decision_bits(model.probabilities(met, *side), on[on < met])
-            model.count(met, on, *side)
-            model.move(on, side[1] == START)
+        for place, on in stream.positions():
+            model.count(place, on)
+        for index, (place, on) in enumerate(stream.positions()):
+            model.count(place, on, sign=-1.0)
+            costs[index] = _decision_bits(model.probabilities(place), on[on < place.met])
+            model.count(place, on)
+            model.move(place, on)
         return costs
 
     def write(
@@ -278,13 +292,15 @@ class ConditionalSupportCode:
         self.parameters.write(writer)
         self._new.write(writer, stream.new, stream.new_classes, RARE + 1)
         model = _Model(stream.uses.order.size, self.parameters)
-        for met, on, *side in stream.positions():
-            p = model.probabilities(met, *side)
-            flags = np.zeros(met, dtype=bool)
-            flags[on[on < met]] = True
-            write_flags(writer, flags, p)
-            model.count(met, on, *side)
-            model.move(on, side[1] == START)
+        for place, on in stream.positions():
+            p = model.probabilities(place)
+            flags = np.zeros(place.met, dtype=bool)
+            flags[on[on < place.met]] = True
+            likely = p > LIKELY
+            writer.bits(flags[likely], p[likely])
+            write_flags(writer, flags[~likely], p[~likely])
+            model.count(place, on)
+            model.move(place, on)
         return stream.uses.order
 
     @staticmethod
@@ -299,10 +315,14 @@ class ConditionalSupportCode:
         before, found = np.zeros(0, dtype=np.int64), []
         sides = zip(tokens.tolist(), preceding_ids(tokens, previous).tolist(), new.tolist(), strict=True)
         for token, preceding, fresh in sides:
-            flags = read_flags(reader, model.probabilities(met, token, preceding, before))
+            place = _Place(met, token, preceding, before)
+            p = model.probabilities(place)
+            likely, flags = p > LIKELY, np.zeros(met, dtype=bool)
+            flags[likely] = reader.bits(int(likely.sum()), p[likely]) == 1
+            flags[~likely] = read_flags(reader, p[~likely])
             on = np.r_[np.flatnonzero(flags), np.arange(met, met + fresh)]
-            model.count(met, on, token, preceding, before)
-            model.move(on, preceding == START)
+            model.count(place, on)
+            model.move(place, on)
             met, before = met + fresh, on
             found.append(on)
         rows = np.repeat(np.arange(tokens.size), [on.size for on in found])

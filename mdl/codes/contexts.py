@@ -72,8 +72,8 @@ def quarter_octave(x: Float[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
 
 
 def running_sums(
-    keys: Int[np.ndarray, " n"], values: Float[np.ndarray, "n *width"]
-) -> tuple[Float[np.ndarray, "n *width"], Int[np.ndarray, " n"]]:
+    keys: Int[np.ndarray, " n"], values: Float[np.ndarray, " n *width"]
+) -> tuple[Float[np.ndarray, " n *width"], Int[np.ndarray, " n"]]:
     """For each row, the sum of the rows before it that have its key, and their number.
 
     Exact where values are integers and sums stay below 2**53.

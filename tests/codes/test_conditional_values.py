@@ -147,8 +147,8 @@ def test_columns_on_a_stream(stream, blend):
 
 
 def test_columns_are_shorter_for_what_is_known():
-    values, known = columns(2000)
-    plain = AdaptiveInteger().bits(values.ravel(), np.tile(np.arange(4), 2000), 4).sum()
+    values, known = columns(1000)
+    plain = AdaptiveInteger().bits(values.ravel(), np.tile(np.arange(4), 1000), 4).sum()
     code = ConditionalColumnCode.fit(values, *known)
     assert code.bits(values, *known).total < 0.8 * plain
     assert code.bits(values, *known).total == min(ConditionalColumnCode(b).bits(values, *known).total for b in range(4))
@@ -240,9 +240,9 @@ def test_index_bits_are_those_of_the_rule_and_sum_to_one(code):
 
 def test_indices_on_a_stream(stream):
     rng = np.random.default_rng(0)
-    tokens, previous = side(3000, 40, 1)
-    indices = np.where(rng.random(3000) < 0.3, rng.integers(0, 60, 3000), tokens * 7 % 60).astype(np.int64)
-    code = ConditionalIndexCode.fit(indices[:500], tokens[:500], previous[:500])
+    tokens, previous = side(1200, 40, 1)
+    indices = np.where(rng.random(1200) < 0.3, rng.integers(0, 60, 1200), tokens * 7 % 60).astype(np.int64)
+    code = ConditionalIndexCode.fit(indices[:200], tokens[:200], previous[:200])
     found = code.bits(indices, tokens, previous)
     assert found.total == pytest.approx(code.total_bits(indices, tokens, previous))
     assert found.per_token.sum() == pytest.approx(found.total, rel=1e-12)
