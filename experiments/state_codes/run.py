@@ -24,9 +24,10 @@ from estimators.fidelity import Bench
 from estimators.solver import Solver
 from mdl.codes.adaptive_integer import AdaptiveInteger
 from mdl.codes.bitstream import BitReader, BitWriter
+from mdl.codes.conditional_columns import ConditionalColumnCode
 from mdl.codes.conditional_indices import ConditionalIndexCode
 from mdl.codes.conditional_supports import ConditionalSupportCode
-from mdl.codes.conditional_values import ConditionalColumnCode, ConditionalValueCode
+from mdl.codes.conditional_values import ConditionalValueCode
 from mdl.codes.counts import plug_in_bits
 from mdl.codes.supports import IntroductionCode
 from mdl.plugins import make_decomposition

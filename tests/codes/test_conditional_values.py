@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdl.codes import AdaptiveInteger, BitReader, BitWriter, IndexCode
+from mdl.codes.conditional_columns import ConditionalColumnCode
 from mdl.codes.conditional_indices import PRIORS, ConditionalIndexCode
-from mdl.codes.conditional_values import ConditionalColumnCode, ConditionalValueCode
+from mdl.codes.conditional_values import ConditionalValueCode
 from mdl.errors import CodeError
 
 
