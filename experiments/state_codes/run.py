@@ -187,25 +187,27 @@ def others(entropy: float, today: float, conditional: float, learning: float) ->
     return {**dict.fromkeys(names), **figures}
 
 
-def price(bench: Bench, text: str, side: Side, decode: bool) -> Priced:
-    """Solve one explanation at 1 %, and price its state."""
-    explanation = make_decomposition(text).fit(bench.task.for_fitting())
-    attempt = Solver(bench, explanation).solve(FIDELITY * bench.null_kl).attempt
-    state, residual = attempt.state, attempt.residual
-    assert residual is not None
+def price(name: str, width: int, state: Any, residual: DenseState, side: Side, decode: bool) -> Priced:
+    """Price the symbols of one explanation of `width` features, and those of the residual coder behind it."""
     if isinstance(state, SparseState):
-        figures = price_sparse(state, len(explanation.atoms), side, decode)
+        figures = price_sparse(state, width, side, decode)
     elif isinstance(state, DenseState):
         figures = price_dense(state, side, decode)
     else:
         assert isinstance(state, IndexState)
         figures = price_indices(state, side, decode)
-    symbols, known = residual.values.astype(np.int64), (side.tokens, side.previous)
-    conditional = ConditionalColumnCode.fit(symbols, *known).bits(symbols, *known).total
     n = state.n_tokens
-    return Priced(
-        explanation=explanation.name, residual=residual.bits() / n, residual_conditional=conditional / n, **figures
-    )
+    conditional = ConditionalColumnCode().bits(residual.values.astype(np.int64), side.tokens, side.previous).total / n
+    return Priced(explanation=name, residual=residual.bits() / n, residual_conditional=conditional, **figures)
+
+
+def solve(bench: Bench, text: str, side: Side, decode: bool) -> Priced:
+    """Solve one explanation at 1 % under today's codes, and price its symbols."""
+    explanation = make_decomposition(text).fit(bench.task.for_fitting())
+    attempt = Solver(bench, explanation).solve(FIDELITY * bench.null_kl).attempt
+    assert attempt.residual is not None
+    width = len(getattr(explanation, "atoms", ()))
+    return price(explanation.name, width, attempt.state, attempt.residual, side, decode)
 
 
 def show(rows: list[Priced]) -> Table:
@@ -232,10 +234,15 @@ def main(decode: bool) -> None:
     texts = [f'sae:path="{path}"' for path in embedded_saes()] + ["pca:rank=24", "clusters:k=256"]
     rows = []
     for text in texts:
-        rows.append(price(bench, text, side, decode))
+        rows.append(solve(bench, text, side, decode))
         Console(stderr=True).print(f"{rows[-1].explanation}: {rows[-1].today:.2f} -> {rows[-1].conditional:.2f}")
+    report(rows, len(side.tokens), task.description["data"])
+
+
+def report(rows: list[Priced], tokens: int, data: str) -> None:
+    """Print the table and write results.json."""
     Console().print(show(rows))
-    figures = {"fidelity": FIDELITY, "tokens": len(side.tokens), "data": task.description["data"]}
+    figures = {"fidelity": FIDELITY, "tokens": tokens, "data": data}
     result = {**figures, "unit": "bits a token", "states": [asdict(row) for row in rows]}
     (Path(__file__).parent / "results.json").write_text(json.dumps(result, indent=1) + "\n")
 
