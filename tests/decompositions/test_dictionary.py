@@ -32,6 +32,7 @@ from mdl.errors import ExplanationError, MessageError
 from mdl.message import QuantisedArray, Section, decode_message, encode_message
 from mdl.protocols import Decoder, Decomposition, Explanation, Inputs, Sample, Settings
 from mdl.state import IndexState, JoinedState, State, first_use_order
+from mdl.streams import choose
 
 WIDTH, FEATURES, TOKENS = 6, 12, 200
 GOLDEN_ROW = [-0.15522154, -0.09709725, -0.21838497, -0.95853346]  # Philox(0), 3 x 4
@@ -153,14 +154,15 @@ def test_state_survives_the_stream_in_order_of_first_use(side: int):
     order = first_use_order(state.touched())
     writer = BitWriter()
     sent = state.reordered(order)
-    sent.write(writer)
-    assert writer.information_bits == pytest.approx(state.length().total, rel=1e-6)
-    assert state.length().per_token.sum() == pytest.approx(state.length().total)
+    coded = choose(sent, sample.inputs.context())
+    coded.write(writer)
+    assert writer.information_bits == pytest.approx(coded.length.total, rel=1e-6)
+    assert coded.length.per_token.sum() == pytest.approx(coded.length.total)
 
     (received,) = decode_message(encode_message([section.reordered(order)]).data)
     far = DictionaryDecoder.from_section(received)
     reader = BitReader(writer.to_bytes())
-    read = far.alphabet.read(reader, sample.inputs.context())
+    read = far.alphabet.read(reader, sample.inputs.context()).state
     reader.finish()
     np.testing.assert_allclose(
         far.predict(sample.inputs, read), decoder.predict(sample.inputs, state), rtol=1e-5, atol=1e-5
@@ -234,7 +236,7 @@ def test_a_decoder_refuses_a_foreign_state():
     explanation, outputs = example()
     decoder = DictionaryDecoder.from_section(explanation.section(settings()))
     with pytest.raises(ExplanationError, match="IndexState"):
-        decoder.predict(sample_of(outputs).inputs, IndexState(np.zeros(3, np.int64), 2))
+        decoder.alphabet.accept(IndexState(np.zeros(3, np.int64), 2), 3)
 
 
 def test_a_dictionary_that_never_fires_is_refused():
