@@ -31,14 +31,14 @@ LARGEST_SYMBOL = 1 << 60
 LARGEST_EXPONENT = 126 * STEPS_PER_OCTAVE  # steps are normal float32 numbers, from 2^-126 to 2^126
 LARGEST_VALUE = float(np.finfo(np.float32).max)
 LONGEST_KIND = 64
-# A symbol can cost next to nothing, and an array of zeros costs 20 bits whatever its size; so a message may hold so many
-# elements (8 bytes each for a moment) whatever its length, and so many more a byte: 1/32 bit each. Dictionaries and
-# tables, whose zero rows are not sent, cost over 0.5 bit an element; an affine map 768 x 768 that rounds to zero passes.
+# A certain symbol costs no bits, so that a few bytes could ask for any number of them. A message may hold so many elements
+# whatever its length (an affine map of 768 x 768 that rounds to zero passes; 8 MB), and so many more a byte: 1/32 bit
+# each, far below what the arrays of an explanation cost, whose rows of zeros are not sent.
 FREE_WORK, WORK_PER_BYTE, WORK_PER_ARRAY = 1 << 20, 256, 64
 
 
 def work_limit(size: int) -> int:
-    """How much work (`BitReader.spend`; an array's element is at least 1) decoding a message of `size` bytes may take."""
+    """How much work (`BitReader.spend`; each element is at least 1) decoding a message of `size` bytes may take."""
     return FREE_WORK + WORK_PER_BYTE * size
 
 
@@ -190,10 +190,11 @@ def encode_message(sections: list[Section]) -> Message:
             raise MessageError(f"section {section.kind!r}: part arrays have {rows} rows; row i of each must be part i")
         shares.append(np.sum(costs, axis=0) if section.parts else np.zeros(0))
     data = sealed(MAGIC + writer.to_bytes())
-    if writer.work > work_limit(len(data)):
+    limit = work_limit(len(data))
+    if writer.work > limit:
         raise MessageError(
-            f"{writer.work} elements in a message of {len(data)} bytes, in which a receiver reads {work_limit(len(data))} "
-            "at most: nearly all of them are equal. Leave rows of zeros out, or take finer steps."
+            f"{writer.work} elements in a message of {len(data)} bytes, of which a receiver reads {limit} at most: nearly "
+            "all of them are equal. Leave rows of zeros out, or take finer steps."
         )
     return Message(data, tuple(shares), 8.0 * (len(MAGIC) + CHECKSUM_BYTES) + writer.information_bits)
 
