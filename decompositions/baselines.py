@@ -85,7 +85,8 @@ class TableDecoder:
         mean, rows = section.header[0].vector("the mean of a 'table' section"), section.parts[1].values()
         if rows.shape[1] != len(mean):
             raise MessageError(f"'table': rows {rows.shape} do not fit a mean of {len(mean)}")
-        increments = section.parts[0].integers("the token id increments of a 'table' section", 1, LARGEST_TOKEN, 1)
+        what = "the array of token ids of a 'table' section, which increase from row to row,"
+        increments = section.parts[0].integers(what, 1, LARGEST_TOKEN, 1)
         ids = np.cumsum(increments[:, 0]) - 1
         if len(ids) and ids[-1] > LARGEST_TOKEN:
             raise MessageError(f"'table': token ids up to {ids[-1]}; there are none above {LARGEST_TOKEN}")

@@ -31,9 +31,9 @@ LARGEST_SYMBOL = 1 << 60
 LARGEST_EXPONENT = 126 * STEPS_PER_OCTAVE  # steps are normal float32 numbers, from 2^-126 to 2^126
 LARGEST_VALUE = float(np.finfo(np.float32).max)
 LONGEST_KIND = 64
-# A certain symbol costs no bits, so that a few bytes could ask for any number of them. A message may hold so many elements
-# whatever its length (an affine map of 768 x 768 that rounds to zero passes; 8 MB), and so many more a byte: 1/32 bit
-# each, far below what the arrays of an explanation cost, whose rows of zeros are not sent.
+# A certain symbol costs no bits, so that a few bytes could ask for any number of them. A message may hold so many
+# elements whatever its length (8 MB; an affine map of 768 x 768 that rounds to zero passes), and so many more a byte:
+# 1/32 bit each, far below what the arrays of an explanation cost, whose rows of zeros are not sent.
 FREE_WORK, WORK_PER_BYTE, WORK_PER_ARRAY = 1 << 20, 256, 64
 
 
@@ -193,8 +193,8 @@ def encode_message(sections: list[Section]) -> Message:
     limit = work_limit(len(data))
     if writer.work > limit:
         raise MessageError(
-            f"{writer.work} elements in a message of {len(data)} bytes, of which a receiver reads {limit} at most: nearly "
-            "all of them are equal. Leave rows of zeros out, or take finer steps."
+            f"{writer.work} elements in a message of {len(data)} bytes, of which a receiver reads {limit} at most: "
+            "nearly all of them are equal. Leave rows of zeros out, or take finer steps."
         )
     return Message(data, tuple(shares), 8.0 * (len(MAGIC) + CHECKSUM_BYTES) + writer.information_bits)
 
