@@ -65,5 +65,5 @@ def corpus() -> list[list[Section]]:
     # Arrays long enough for every code of the menu, and steps of several octaves.
     rng = np.random.default_rng(2)
     wide = QuantisedArray.from_values(rng.laplace(size=(60, WIDTH)), np.exp2(rng.integers(-6, 0, 60)))
-    outlier = QuantisedArray.from_integers(np.r_[np.arange(40), 1 << 50])
+    outlier = QuantisedArray.from_integers(np.r_[np.arange(40), 1 << 50][None])
     return [*messages, [], [Section("clusters", (), (wide,))], [Section("constant", (outlier,), ())]]

@@ -190,6 +190,14 @@ def damaged_sections(corpus: Corpus, rng: random.Random) -> bytes:
             return damaged_stream(corpus, rng)
 
 
+def _no_check(array: QuantisedArray) -> None:
+    """What a forger leaves out."""
+
+
+def _no_limit(size: int) -> int:
+    return 1 << 62
+
+
 @contextmanager
 def unchecked(rng: random.Random) -> Iterator[None]:
     """A sender that checks nothing and takes any code that can carry an array."""
@@ -206,8 +214,8 @@ def unchecked(rng: random.Random) -> Iterator[None]:
         raise CodeError("no code of the menu carries these values")
 
     with (
-        mock.patch.object(QuantisedArray, "check", lambda self: None),
-        mock.patch.object(mdl.message, "work_limit", lambda size: 1 << 62),
+        mock.patch.object(QuantisedArray, "check", _no_check),
+        mock.patch.object(mdl.message, "work_limit", _no_limit),
         mock.patch.object(mdl.message, "write_shortest", write_any),
     ):
         yield
