@@ -132,9 +132,9 @@ def _array(array: QuantisedArray, rng: random.Random) -> QuantisedArray:
         for _ in range(rng.choice((1, 1, 4))):
             symbols[rng.randrange(len(symbols)), rng.randrange(symbols.shape[1])] = _any_integer(rng)
     elif way == 3 and len(exponents):
-        exponents[rng.randrange(len(exponents))] = rng.choice((rng.randrange(-700, 700), _any_integer(rng) // 2))
+        exponents[rng.randrange(len(exponents))] = rng.choice((rng.randrange(-700, 700), _any_integer(rng) // 4))
     elif way == 4:
-        exponents[:] = rng.choice((rng.randrange(-700, 700), _any_integer(rng) // 2))
+        exponents[:] = rng.choice((rng.randrange(-700, 700), _any_integer(rng) // 4))
     elif way == 5:
         shape = tuple(rng.choice((0, 1, 2, 3, 4, 40)) for _ in range(2))
         symbols = np.resize(symbols, shape) if symbols.size else np.zeros(shape, np.int64)
@@ -225,18 +225,18 @@ def unchecked(rng: random.Random) -> Iterator[None]:
 
 
 def _any_count(rng: random.Random) -> int:
-    return rng.choice((rng.randrange(6), rng.randrange(300), rng.choice(EXTREMES[:8]), rng.getrandbits(40)))
+    return rng.choice((rng.randrange(6), rng.randrange(300), abs(rng.choice(EXTREMES[:8])), rng.getrandbits(40)))
 
 
 def _forge_table(writer: BitWriter, rng: random.Random) -> None:
     """A table of any span; certain where one level is not zero."""
     span = rng.choice((1, 1, 2, 30, 4096, _any_count(rng) + 1))
-    write_signed_count(writer, _any_integer(rng) // 2)
+    write_signed_count(writer, _any_integer(rng) // 4)
     write_count(writer, span - 1)
     writer.uniform(np.array([rng.randrange(len(COARSENESS))]), len(COARSENESS))
     levels = np.zeros(min(span, 4096), np.int64)
     for _ in range(rng.choice((1, 2, 20))):
-        levels[rng.randrange(len(levels))] = rng.choice((1, 1, 40, rng.randrange(200), abs(_any_integer(rng)) // 2))
+        levels[rng.randrange(len(levels))] = rng.choice((1, 1, 40, rng.randrange(200), abs(_any_integer(rng)) // 4))
     if rng.random() < 0.3:
         levels[:] = levels.max()
     AdaptiveInteger().write(writer, np.diff(levels, prepend=0), np.zeros(len(levels), np.int64), 1)
@@ -260,7 +260,7 @@ def _forge_array(writer: BitWriter, rng: random.Random) -> None:
     rows, columns = rng.choice(((1, _any_count(rng)), (_any_count(rng), _any_count(rng)), (128, 128), (4, 4)))
     write_count(writer, rows)
     write_count(writer, columns)
-    write_signed_count(writer, rng.choice((0, -20, rng.randrange(-700, 700), _any_integer(rng) // 2)))
+    write_signed_count(writer, rng.choice((0, -20, rng.randrange(-700, 700), _any_integer(rng) // 4)))
     relative = rng.random() < 0.3
     writer.uniform(np.array([int(relative)]), 2)
     for _ in range(1 + 2 * relative):
