@@ -192,7 +192,7 @@ def test_every_flipped_bit_is_noticed() -> None:
     for bit in range(8 * len(MAGIC), 8 * len(data)):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(MessageError, match="damaged or truncated message of .* its checksum"):
+        with pytest.raises(MessageError, match="its checksum is not that of its content"):
             decode_message(bytes(damaged))
 
 
@@ -275,7 +275,7 @@ def test_the_limit_is_for_the_whole_message() -> None:
     """Many arrays, each of which would pass."""
     array = QuantisedArray.from_integers(np.zeros((300, 1000), np.int64))
     assert decode_message(encode_message([Section("x", (array,) * 3)]).data)[0].header[2].symbols.shape == (300, 1000)
-    with pytest.raises(MessageError, match="elements in a message of .* Leave rows of zeros out"):
+    with pytest.raises(MessageError, match="Leave rows of zeros out"):
         encode_message([Section("x", (array,) * 4)])
 
 
@@ -323,7 +323,7 @@ def test_kinds_are_short_ascii_names(kind: str) -> None:
 
 
 def test_shapes_that_disagree_are_refused() -> None:
-    with pytest.raises(MessageError, match="need an exponent a row"):
+    with pytest.raises(MessageError, match="need an exponent for each row"):
         encode_message([Section("x", (QuantisedArray(np.zeros((2, 2), np.int64), np.zeros(3, np.int64)),))])
 
 
