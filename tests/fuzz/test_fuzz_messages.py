@@ -11,9 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
 from estimators.fidelity import decoder_of
 from mdl.errors import MessageError
 from mdl.message import QuantisedArray, Section, decode_message, encode_message
@@ -23,6 +20,7 @@ from tests.fuzz.corpus import WIDTH, corpus, explanations
 from tests.fuzz.fuzz_messages import DECODED, FAILED, REFUSED, REFUSED_BY_DECODER, attempt, limits
 from tests.fuzz.mutations import KINDS, STRATEGIES, Corpus
 
+ROOT = Path(__file__).resolve().parents[2]
 MESSAGES = 3000
 NAMES = tuple(strategy.__name__ for strategy, _ in STRATEGIES)
 BIG = 10**9
@@ -45,7 +43,7 @@ def test_messages_of_the_corpus_decode_and_build() -> None:
 
 
 def test_thousands_of_mutated_messages_end_in_sections_or_one_error() -> None:
-    """The program itself, in a process of its own: without run-time checks of types it takes a twentieth of the time."""
+    """The program itself, in a process of its own, without run-time checks of types."""
     command = [sys.executable, "-m", "tests.fuzz.fuzz_messages", "--count", str(MESSAGES), "--seed", "1"]
     done = subprocess.run([*command, "--processes", "1"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
