@@ -189,7 +189,8 @@ def _weights(family: Literal["laplace", "gaussian"], grid: int, size: int) -> tu
         laplace = family == "laplace"
         ratio = (-1 / scale if laplace else -1 / (2 * scale * scale)).exp()
         change = decimal.Decimal(1) if laplace else ratio * ratio
-        weights, body = [], decimal.Decimal(_PEAK)
+        weights: list[int] = []
+        body = decimal.Decimal(_PEAK)
         while len(weights) < size and body >= 1:
             weights.append(tail + int(body))
             body, ratio = body * ratio, ratio * change
