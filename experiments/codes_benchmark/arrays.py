@@ -25,7 +25,7 @@ STEP, HORIZON = 0.5, 1e6  # Euclidean: a step of half a unit of the residual str
 KNOBS: Mapping[str, float] = {
     "static": 8.0,
     "value": 2.0,
-}  # coarser where the residual coder mends it, as a solver finds
+}  # coarser, as what a residual coder mends may be
 
 
 @dataclass(frozen=True)
