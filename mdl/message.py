@@ -23,13 +23,13 @@ from mdl.codes.bitstream import BitReader, BitWriter
 from mdl.codes.integers import read_count, read_signed_count, write_count, write_signed_count
 from mdl.errors import CodeError, MessageError
 
-NAME, VERSION = b"MDL", 2
-MAGIC = NAME + bytes([VERSION])
+MAGIC = b"MDL\x02"
+NAME, VERSION = MAGIC[:3], MAGIC[3]
 CHECKSUM_BYTES = 4  # CRC-32 (ISO 3309) of all before it: no flipped bit, no burst of up to 32 bits passes unnoticed
 STEPS_PER_OCTAVE = 4
 LARGEST_SYMBOL = 1 << 60
 LARGEST_EXPONENT = 126 * STEPS_PER_OCTAVE  # steps are normal float32 numbers, from 2^-126 to 2^126
-LARGEST_VALUE = float(np.finfo(np.float32).max)
+LARGEST_VALUE = (2.0 - 2.0**-23) * 2.0**127  # of float32
 LONGEST_KIND = 64
 # A certain symbol costs no bits, so that a few bytes could ask for any number of them. A message may hold so many
 # elements whatever its length (8 MB; an affine map of 768 x 768 that rounds to zero passes), and so many more a byte:
