@@ -19,7 +19,7 @@ from mdl.errors import MessageError
 from mdl.message import Section
 from mdl.program.machine import Arrays, Tape, Value, execute, ids_of, rows_found
 from mdl.program.opcodes import Instruction, from_integers
-from mdl.program.shapes import EVER, EVERY, PARTS, TOKENS, Scope, Touch, Type, flops, infer
+from mdl.program.shapes import EVER, EVERY, NO_PART, PARTS, TOKENS, Scope, Touch, Type, flops, infer
 from mdl.protocols import Inputs
 from mdl.state import DenseState, IndexState, NoState, SparseState, State
 
@@ -149,6 +149,8 @@ class ProgramDecoder:
         if isinstance(state, SparseState | IndexState) and state.n_parts != alphabet.n_parts:
             raise MessageError(f"symbols for {state.n_parts} parts, but the section has {alphabet.n_parts}")
         if isinstance(state, SparseState):
+            if state.signed != alphabet.signed or not np.array_equal(state.classes, alphabet.classes):
+                raise MessageError("symbols under other classes of values, or another sign, than the section declares")
             return state.matrix().astype(np.float32)
         if isinstance(state, IndexState):
             if state.indices.size and not 0 <= state.indices.min() <= state.indices.max() < state.n_parts:
@@ -239,7 +241,7 @@ def check_caps(instructions: tuple[Instruction, ...], types: tuple[Type, ...], s
     )
     for what, amount, most in bounds:
         if amount > most:
-            raise MessageError(_too_much(what, amount, most))
+            raise MessageError(_too_much(what, float(amount), most))
 
 
 def _too_much(what: str, amount: float, most: int) -> str:

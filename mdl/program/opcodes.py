@@ -15,7 +15,7 @@ from mdl.errors import MessageError
 
 MAX_INSTRUCTIONS = 256
 LARGEST_WIDTH = 1 << 17
-LONGEST = 3  # integers of the longest instruction
+LONGEST = 4  # integers of the longest instruction
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ def from_integers(integers: np.ndarray) -> tuple[Instruction, ...]:
             f"a program of {integers.size} integers; at most {MAX_INSTRUCTIONS} instructions are allowed"
         )
     rest = [int(i) for i in integers]
-    position, program = 0, []
+    program: list[Instruction] = []
+    position = 0
     while position < len(rest):
         place, number = len(program), rest[position]
         if place == MAX_INSTRUCTIONS:
