@@ -149,7 +149,7 @@ class ProgramDecoder:
         if isinstance(state, SparseState | IndexState) and state.n_parts != alphabet.n_parts:
             raise MessageError(f"symbols for {state.n_parts} parts, but the section has {alphabet.n_parts}")
         if isinstance(state, SparseState):
-            if state.signed != alphabet.signed or not np.array_equal(state.classes, alphabet.classes):
+            if state.signed != alphabet.signed or not np.array_equal(state.classes, np.asarray(alphabet.classes)):
                 raise MessageError("symbols under other classes of values, or another sign, than the section declares")
             return state.matrix().astype(np.float32)
         if isinstance(state, IndexState):

@@ -326,7 +326,7 @@ def check_parts(decoder: ProgramDecoder, inputs: Inputs, state: State, predicted
             continue
         free = ~touched.toarray()[:, part].astype(bool)
         np.testing.assert_allclose(other[free], predicted[free], rtol=1e-4, atol=1e-4)
-    return bool(touched.nnz < touched.shape[0] * touched.shape[1])
+    return bool(0 < touched.nnz < touched.shape[0] * touched.shape[1])
 
 
 def outcomes_of(inputs: Inputs, seed: int, random: int, grown: int) -> Counter[str]:
