@@ -30,6 +30,9 @@ ALLOWED: dict[str, set[str]] = {
     # The annotations of protocols name Task; only a type checker imports it.
     "mdl.protocols": {"mdl.message", "mdl.state"},
     "mdl.transform_coding": {"mdl.errors", "mdl.codes", "mdl.message", "mdl.state", "mdl.protocols"},
+    "mdl.program": {"mdl.errors", "mdl.codes", "mdl.message", "mdl.state", "mdl.protocols"},
+    "mdl.decoder_rules": {"mdl.errors"},
+    "mdl.decoder_source": {"mdl.errors", "mdl.decoder_rules", "mdl.message", "mdl.plugins"},
     "mdl.task": {"mdl.errors", "mdl.data", "mdl.models", "mdl.protocols"},
     "mdl.report": REPORT,
 }
