@@ -129,7 +129,7 @@ class TableExplanation:
     knobs: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"static": STATIC_KNOB})
 
     def section(self, settings: Settings) -> Section:
-        rows = QuantisedArray.from_values(self.rows, settings.static_step(self.frequency))
+        rows = QuantisedArray.from_values(self.rows, settings.static_step(self.frequency, self.frequency))
         kept = rows.symbols.any(1)  # a row that rounds to nothing is not worth its id
         increments = np.diff(self.ids[kept], prepend=-1)
         mean = QuantisedArray.from_values(self.mean, settings.static_step(1.0))

@@ -57,9 +57,8 @@ class ClustersExplanation:
     )
 
     def section(self, settings: Settings) -> Section:
-        return Section(
-            self.kind, (), (QuantisedArray.from_values(self.centroids, settings.static_step(self.frequency)),)
-        )
+        steps = settings.static_step(self.frequency, self.frequency)
+        return Section(self.kind, (), (QuantisedArray.from_values(self.centroids, steps),))
 
     def encode(self, decoder: ClustersDecoder, sample: Sample, settings: Settings) -> IndexState:
         """The centroid nearest in the metric in force: what is left to the residual coder is measured in it."""

@@ -254,7 +254,7 @@ class DictionaryExplanation:
 
         A feature that fit data never uses, or whose atom rounds to zero, is not sent.
         """
-        steps = np.exp2(np.round(np.log2(settings.static_step(self.statistics.energy))))
+        steps = np.exp2(np.round(np.log2(settings.static_step(self.statistics.energy, self.statistics.frequency))))
         largest = np.abs(self.atoms).max(1)
         return np.flatnonzero((self.statistics.frequency > 0) & (largest > 0.5 * steps)), steps
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,7 +19,7 @@ from estimators.intervals import compare_pairs
 from estimators.kernels import Damage
 from estimators.recovered import Baselines, explained_variance, recovered
 from estimators.solver import Solution, Solver
-from estimators.transcript import Transcript
+from estimators.transcript import Claim, Transcript
 from estimators.verification.audit import Finding, audit
 from mdl.ledger import Comparison, Entry, Score, Scorecard, ratio_stderr
 from mdl.message import Message
@@ -32,24 +32,6 @@ STATIC_SOURCE = "semi-adaptive tables and parametric codes, constriction's ANS"
 RATE_SOURCE = "Krichevsky and Trofimov 1981"
 KL_SOURCE = ("codelength", "M's samples under M_E, beyond M", "Cover 2006, 5.4")
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What the sender says of a score beside its bits: what it explains, and how its settings were found."""
-
-    explanation: str
-    phenomenon: str
-    fidelity: float | None
-    evaluations: int
-    slope: float = 0.0
-    notes: tuple[str, ...] = ()
-    settings: Mapping[str, float | str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, score: Score) -> Claim:
-        """What a saved score claims beside its bits."""
-        return cls(*(getattr(score, f.name) for f in fields(cls)))
 
 
 @dataclass(frozen=True)
@@ -87,21 +69,31 @@ class SurpriseAccounting:
         return self.bench.null_kl
 
     def score(
-        self, explanation: Explanation, phenomena: Sequence[str], fidelities: Sequence[float], progress: Progress
+        self,
+        explanation: Explanation,
+        phenomena: Sequence[str],
+        fidelities: Sequence[float],
+        progress: Progress,
+        envelope: Sequence[float] = (),
     ) -> list[Scored]:
-        """Every setting of one explanation: fidelities from coarse to fine, then behaviour.
+        """Every setting of one explanation: fidelities from coarse to fine, each also with precisions chosen for the
+        other horizons of `envelope`, then behaviour.
 
         **Raises:** `ExplanationError` if a fidelity cannot be met.
         """
         solver = Solver(self.bench, explanation)
         solutions: list[Solution] = []
         found: list[Scored] = []
-        steps = len(fidelities) * (ACTIVATIONS in phenomena) + (BEHAVIOUR in phenomena)
+        steps = len(fidelities) * (1 + len(envelope)) * (ACTIVATIONS in phenomena) + (BEHAVIOUR in phenomena)
         for fidelity in sorted(fidelities, reverse=True) if ACTIVATIONS in phenomena else ():
             progress(f"{explanation.name} at {100 * fidelity:g} % of the null's KL", len(found), steps)
             solution = solver.solve(fidelity * self.bench.null_kl)
             solutions.append(solution)
             found.append(self._activations(explanation, fidelity, solution))
+            for horizon in envelope:
+                progress(f"{explanation.name} at {100 * fidelity:g} % for N = {horizon:g}", len(found), steps)
+                anew = solver.for_horizon(horizon).solve(fidelity * self.bench.null_kl)
+                found.append(self._activations(explanation, fidelity, anew))
         if BEHAVIOUR in phenomena:
             progress(f"{explanation.name} under behaviour", len(found), steps)
             found.append(self._behaviour(explanation, solver, solutions))
@@ -116,26 +108,27 @@ class SurpriseAccounting:
 
     def compare(self, scores: Sequence[Score]) -> tuple[Comparison, ...]:
         """All pairs of each setting, on the same sequences."""
+        scores = [s for s in scores if s.horizon == self.horizon]
         settings = dict.fromkeys((s.phenomenon, s.fidelity) for s in scores)
         chosen = [[s for s in scores if (s.phenomenon, s.fidelity) == setting] for setting in settings]
         return tuple(c for group in chosen for c in compare_pairs(group, self.seed))
 
     def _activations(self, explanation: Explanation, fidelity: float, solution: Solution) -> Scored:
-        claim = Claim(explanation.name, ACTIVATIONS, fidelity, solution.evaluations, solution.slope, solution.notes)
-        return self._claimed(claim, solution.attempt)
+        found = (solution.attempt.settings.horizon, solution.evaluations, solution.slope, solution.notes)
+        return self._claimed(Claim(explanation.name, ACTIVATIONS, fidelity, *found), solution.attempt)
 
     def _behaviour(self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution]) -> Scored:
         before = self.bench.evaluations
         coding = self._cheapest_for_behaviour(explanation, solver, solutions)
         attempt = coding.attempt(self.bench, self.bench.held_out)
-        claim = Claim(explanation.name, BEHAVIOUR, None, self.bench.evaluations - before)
+        claim = Claim(explanation.name, BEHAVIOUR, None, self.horizon, self.bench.evaluations - before)
         return self._claimed(claim, attempt)
 
     def _claimed(self, claim: Claim, attempt: Attempt) -> Scored:
         """Write the streams, and work out the score of what they and the message say."""
         streams = Streams.write(attempt.state, attempt.residual)
         transcript = Transcript.of(streams, attempt.state, attempt.residual, attempt.received)
-        settings = {"metric": attempt.metric, "step": attempt.step, **attempt.settings.knobs}
+        settings: dict[str, float | str] = {"metric": attempt.metric, "step": attempt.step, **attempt.settings.knobs}
         score = self.account(replace(claim, settings=settings), attempt.message, transcript, attempt.damage)
         return Scored(score, attempt.message.data, streams)
 
@@ -166,13 +159,14 @@ class SurpriseAccounting:
             bits = bits + groups(damage.kl_bits)
             alone = damage
         else:
-            # What meeting eps exactly, sequence by sequence, would have cost: KL's own sampling error enters the interval.
+            # What meeting eps exactly, by sequence, would have cost: KL's own sampling error enters the interval.
             assert claim.fidelity is not None
             bits = bits + claim.slope * groups(damage.kl_bits / (claim.fidelity * self.bench.null_kl) - 1.0)
         return Score(
             explanation=claim.explanation,
             phenomenon=claim.phenomenon,
             fidelity=claim.fidelity,
+            horizon=claim.horizon,
             entries=(*_static_entries(message), *entries),
             static=static_curve(message, transcript.touched, n),
             kl_bits=float(damage.kl_bits.mean()),
@@ -202,7 +196,7 @@ class SurpriseAccounting:
                 settings = Settings(self.horizon, step, metric.root, dict(solver.knobs))
                 coding = Coding.prepare(self.bench, explanation, metric, settings, step, None)
                 attempt = coding.attempt(self.bench, self.bench.probe)
-                totals[exponent] = (attempt.total(self.horizon) + attempt.kl, coding)
+                totals[exponent] = (attempt.total + attempt.kl, coding)
             return totals[exponent][0]
 
         best = min((-3, 0, 3), key=total)

@@ -7,11 +7,13 @@ decoder: the message goes to bytes and back, the symbols are the receiver's. The
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
+from estimators.first_use import static_bits
 from estimators.fisher import Metric, euclidean_metric, fisher_metric
 from estimators.kernels import Damage, RegionEvaluator, evaluator_for
 from mdl.errors import TaskError
@@ -51,6 +53,12 @@ class Bench:
     horizon: float
     seed: int = 0
     evaluations: int = field(default=0, init=False)
+
+    def at(self, horizon: float) -> Bench:
+        """The same bench for another N: kernels, metrics and splits are shared, as far as they exist."""
+        other = copy(self)
+        other.horizon = horizon
+        return other
 
     @cached_property
     def evaluator(self) -> RegionEvaluator:
@@ -108,7 +116,7 @@ def encoded(explanation: Explanation, section: Section, sample: Sample, settings
     The sender encodes with a decoder of its own: what it does to that one cannot matter.
     """
     state = explanation.encode(decoder_of(section), sample, settings)
-    return decoder_of(section).alphabet.accept(state, sample.inputs.n_tokens)
+    return check_alphabet(decoder_of(section).alphabet).accept(state, sample.inputs.n_tokens)
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,8 @@ class Attempt:
     """An explanation coded at one step, as the receiver has it: everything here came out of the decoder.
 
     `state` and `residual` are the symbol streams (residual None under behaviour); `received` is what the receiver made
-    of them, `damage` its measured effect on M's predictions; `distortion` is e^T G e / 2 of the error left, nats a token.
+    of them, `damage` its measured effect on M's predictions; `distortion` is e^T G e / 2 of the error left, nats a
+    token.
     """
 
     settings: Settings
@@ -140,9 +149,12 @@ class Attempt:
         residual = 0.0 if self.residual is None else self.residual.bits()
         return (self.state.bits() + residual) / self.state.n_tokens
 
-    def total(self, horizon: float) -> float:
-        """Bits a token at the horizon, static bits in full."""
-        return self.message.whole_bits / horizon + self.rate
+    @property
+    def total(self) -> float:
+        """Bits a token at the horizon N of the settings, static bits as paid on first use."""
+        n = self.settings.horizon
+        (static,) = static_bits(self.message, self.received.touched, self.state.n_tokens, np.array([n]))
+        return static / n + self.rate
 
 
 @dataclass(frozen=True)
@@ -187,7 +199,7 @@ class Coding:
             return cls(explanation, metric, settings, step, section, None)
         states = [encoded(explanation, section, s, settings) for s in examples]
         decoder = decoder_of(section)
-        errors = [s.outputs - decoder.predict(s.inputs, state) for s, state in zip(examples, states, strict=True)]
+        errors = [s.outputs - predicted(decoder, s.inputs, state) for s, state in zip(examples, states, strict=True)]
         axes = principal_axes(*moments(np.concatenate(errors)), metric.root)
         some = errors[0][:: max(1, len(errors[0]) // QUANTISER_TOKENS)]
         return cls(explanation, metric, settings, step, section, TransformCoder.fit(axes, some, step), some)
@@ -230,7 +242,7 @@ class Coding:
         receiver = Receiver.of(message.data)
         codes = None
         if self.coder is not None:
-            codes = self.coder.encode(split.sample.outputs - receiver.decoder.predict(inputs, sent.state))
+            codes = self.coder.encode(split.sample.outputs - predicted(receiver.decoder, inputs, sent.state))
         received = receiver.reconstruct(inputs, sent.state, codes)
         return Attempt(
             settings=self.settings,
@@ -252,9 +264,11 @@ class Coding:
         """
         assert self.coder is not None
         sample = bench.probe.sample
-        state = encoded(self.explanation, self.section, sample, self.settings)
-        errors = sample.outputs - decoder_of(self.section).predict(sample.inputs, state)
+        state, decoder = encoded(self.explanation, self.section, sample, self.settings), decoder_of(self.section)
+        errors = sample.outputs - decoder.predict(sample.inputs, state)
         codes, message = self.coder.encode(errors), encode_message(self.sections(bench, self.section))
         left = errors - decoder_of(self.residual_section).predict(sample.inputs, codes)
         rate = (state.bits() + codes.bits()) / state.n_tokens
-        return bench.metrics[0].distortion(left) / 2, rate + message.whole_bits / bench.horizon
+        touched, n = (None, decoder.touched(sample.inputs, state), codes.touched()), self.settings.horizon
+        (static,) = static_bits(message, touched, state.n_tokens, np.array([n]))
+        return bench.metrics[0].distortion(left) / 2, rate + static / n

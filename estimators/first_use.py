@@ -50,6 +50,14 @@ def static_curve(message: Message, touched: Sequence[scipy.sparse.csr_array | No
     None means that every token needs every part of that section: they are paid at N = 1.
     """
     grid = np.array(sorted({*GRID, float(n_tokens)}))
+    bits = static_bits(message, touched, n_tokens, grid)
+    return StaticCurve(tuple(grid), tuple(bits), message.header_bits, message.whole_bits)
+
+
+def static_bits(
+    message: Message, touched: Sequence[scipy.sparse.csr_array | None], n_tokens: int, grid: np.ndarray
+) -> np.ndarray:
+    """static(N) in bits for the N of an increasing grid, from a stream of `n_tokens`."""
     inside = grid <= n_tokens
     bits = np.full(len(grid), message.header_bits)
     for part_bits, uses in zip(message.part_bits, touched, strict=True):
@@ -62,4 +70,4 @@ def static_curve(message: Message, touched: Sequence[scipy.sparse.csr_array | No
         seen = np.bincount(uses.indices, minlength=len(part_bits)) > 0
         unseen = 1.0 - (1.0 - 0.5 / (n_tokens + 1)) ** (grid[~inside] - n_tokens)
         bits[~inside] += part_bits[seen].sum() + part_bits[~seen].sum() * unseen
-    return StaticCurve(tuple(grid), tuple(bits), message.header_bits, message.whole_bits)
+    return bits

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -60,6 +60,10 @@ class Solver:
 
     def __post_init__(self) -> None:
         self.knobs = {k: v[len(v) // 2] for k, v in self.explanation.knobs.items()} | self.knobs
+
+    def for_horizon(self, horizon: float) -> Solver:
+        """A solver that starts from what this one found, and chooses every precision for another N."""
+        return replace(self, bench=self.bench.at(horizon), knobs=dict(self.knobs))
 
     def solve(self, eps: float) -> Solution:
         """Meet a KL of `eps` bits a token on the held-out data.
@@ -129,7 +133,7 @@ class Solver:
             self._choose_knobs()
             self.step = self._surrogate_step(metric, self.step, eps)
             attempts = self._meet(eps, self.bench.probe, metric, tolerance=0.05)
-            total = _total_at(attempts, eps, self.bench.horizon)
+            total = _total_at(attempts, eps)
             found.append((total, metric, self.knobs, self.step, self.calibration))
         _, self.metric, self.knobs, self.step, self.calibration = min(found, key=lambda f: f[0])
 
@@ -227,13 +231,13 @@ def _kl_slope(attempts: Sequence[Attempt]) -> float:
     return min(max(math.log(b.kl / a.kl) / run, 0.4), 4.0) if abs(run) > 1e-9 else USUAL_KL_SLOPE
 
 
-def _total_at(attempts: Sequence[Attempt], eps: float, horizon: float) -> float:
+def _total_at(attempts: Sequence[Attempt], eps: float) -> float:
     """Total at the horizon, bits a token, on the line in ln KL through the two attempts nearest to eps."""
     near = sorted(attempts, key=lambda a: abs(math.log(a.kl / eps)))[:2]
     gap = math.log(near[0].kl / eps)
     run = math.log(near[-1].kl / near[0].kl)
     slope = (near[0].rate - near[-1].rate) / run if abs(run) > SLOPE_RUN else rate_slope(near)
-    return near[0].total(horizon) + max(slope, 0.0) * gap
+    return near[0].total + max(slope, 0.0) * gap
 
 
 def _next_step(attempts: Sequence[Attempt], eps: float) -> float:

@@ -1,19 +1,40 @@
-"""What a receiver decoded for one score, as figures and arrays: all that the accounting needs of it.
+"""What a sender says of a score, and what a receiver decoded for it: all that the accounting needs.
 
-The sender's own process and a receiver's fresh one both produce it, so that a score is worked out by the same lines
-whether it is claimed or verified.
+The sender's own process and a receiver's fresh one both produce a transcript, so that a score is worked out by the
+same lines whether it is claimed or verified.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse
 
+from mdl.ledger import Score
 from mdl.receiver import Reconstruction, Streams
 from mdl.state import DenseState, State, StreamLength
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the sender says of a score beside its bits: what it explains, and how its settings were found."""
+
+    explanation: str
+    phenomenon: str
+    fidelity: float | None
+    horizon: float
+    evaluations: int
+    slope: float = 0.0
+    notes: tuple[str, ...] = ()
+    settings: Mapping[str, float | str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, score: Score) -> Claim:
+        """What a saved score claims beside its bits."""
+        return cls(*(getattr(score, f.name) for f in fields(cls)))
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ class Request:
     tokens: Path | None
     dataset: Path | None
     horizon: float | None
+    envelope: tuple[float, ...]
     training_tokens: float | None
     sequences: int | None
     context: int | None
@@ -105,6 +106,12 @@ _OPTIONS = (
     click.option("--tokens", type=_FILE, help="A .npy array of token ids to score on."),
     click.option("--dataset", type=_FOLDER, help="A Hugging Face dataset on disk to score on."),
     click.option("--horizon", type=TokensType(), help="N, the tokens over which static bits are spread. [default: 1M]"),
+    click.option(
+        "--envelope",
+        type=TokensType(),
+        multiple=True,
+        help="Another N for which explanations are quantised anew. Repeatable. [default: none]",
+    ),
     click.option("--training-tokens", type=TokensType(), help="What the model was trained on: one more N to show."),
     click.option("--sequences", type=_COUNT, help="Held-out sequences to score."),
     click.option("--context", type=_COUNT, help="Tokens a sequence."),
@@ -256,6 +263,7 @@ def _call(request: Request, explanations: list[str] | None, progress: ProgressCa
         dataset=request.dataset,
         explanations=explanations,
         horizon=request.horizon,
+        envelope=request.envelope,
         training_tokens=request.training_tokens,
         sequences=request.sequences,
         context=request.context,

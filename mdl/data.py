@@ -93,7 +93,7 @@ class Dataset:
         arrays["special_tokens"] = np.array(self.special_tokens, np.int64)
         temporary = path.with_name(path.name + ".partial")
         with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+            np.savez_compressed(file, **arrays)
         temporary.replace(path)
 
     @classmethod

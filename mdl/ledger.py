@@ -76,18 +76,21 @@ class StaticCurve:
 class Score:
     """One explanation of one phenomenon at one fidelity.
 
-    **Arguments:** `fidelity`: the fraction of the null's KL, or None under behaviour; `kl_bits`: the measured mean KL
+    **Arguments:** `fidelity`: the fraction of the null's KL, or None under behaviour; `horizon`: the N for which the
+    sender chose every precision; `kl_bits`: the measured mean KL
     of the decoded reconstruction, bits a token, with its standard error by sequence; `sequence_bits`: state plus
     residual bits of each held-out sequence (at equal KL: corrected along the rate curve to the target), the unit of
-    sampling; `sequence_tokens`: how many scored tokens each has; `slope`: -d rate / d ln KL of that correction, bits a
-    token; `curve`: measured (KL, state + residual) points, bits a token; `message_file`: the message's name in
-    messages/, beside which lie its streams, .state and .residual; `settings`: the knobs that gave the shortest total; `beside`: figures printed beside the score (L0,
-    explained variance, recovered CE and KL, FLOPs), which never enter it; `notes`: what a reader has to know.
+    sampling; `sequence_tokens`: how many scored tokens each has; `slope`: -d rate / d ln KL of that correction,
+    bits a token; `curve`: measured (KL, state + residual) points, bits a token; `settings`: the knobs that gave the
+    shortest total; `beside`: figures printed beside the score (L0, explained variance, recovered CE and KL, FLOPs),
+    which never enter it; `message_file`: the message's name in messages/, beside which lie its streams, .state and
+    .residual; `notes`: what a reader has to know.
     """
 
     explanation: str
     phenomenon: str
     fidelity: float | None
+    horizon: float
     entries: tuple[Entry, ...]
     static: StaticCurve
     kl_bits: float
@@ -169,12 +172,13 @@ class Scorecard:
     """Everything `mdl compare` found: the task's description, every score, every comparison.
 
     `task` describes model, region, data (with their hashes), seed, horizon and the null's KL; scores of different
-    tasks cannot share a scorecard.
+    tasks cannot share a scorecard. `envelope`: the same explanations, quantised anew for other horizons.
     """
 
     task: Mapping[str, Any]
     scores: tuple[Score, ...]
     comparisons: tuple[Comparison, ...] = ()
+    envelope: tuple[Score, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -187,9 +191,17 @@ class Scorecard:
         """The scores that are comparable with one another: one phenomenon at one fidelity."""
         return [s for s in self.scores if s.phenomenon == phenomenon and s.fidelity == fidelity]
 
+    def lowest(self, score: Score, n: float) -> float:
+        """The shortest total(N) in bits of an explanation that may be sent anew, coarser or finer, for each N."""
+        same = (score.explanation, score.phenomenon, score.fidelity)
+        others = [s for s in self.envelope if (s.explanation, s.phenomenon, s.fidelity) == same]
+        return float(min(s.total(n) for s in (score, *others)))
+
     def saved(self, score: Score, n: float) -> float:
         """1 - total_E(N) / total_none(N) against the standard coder (or the null) alone, at the score's own setting."""
-        none = next(s for s in self.select(score.phenomenon, score.fidelity) if s.explanation == "nothing")
+        none = next((s for s in self.select(score.phenomenon, score.fidelity) if s.explanation == "nothing"), None)
+        if none is None:
+            raise MDLError("saved against what? This scorecard lacks 'nothing', the yardstick: score it with the others")
         return float(1.0 - score.total(n) / none.total(n))
 
     def to_json(self) -> str:
@@ -200,6 +212,33 @@ class Scorecard:
         temporary = path.with_name(path.name + ".partial")
         temporary.write_text(self.to_json())
         os.replace(temporary, path)
+
+
+def merged(first: Scorecard, second: Scorecard) -> Scorecard:
+    """The scores of two comparisons of one task in one scorecard; pairs across the two are not compared.
+
+    **Raises:** `MDLError` where the tasks differ in anything (model, region, data, horizon, seed, ...), or an explanation
+    was scored in both.
+    """
+    keys = sorted(first.task.keys() | second.task.keys())
+    differ = [k for k in keys if first.task.get(k) != second.task.get(k)]
+    if differ:
+        shown = "; ".join(f"{k}: {first.task.get(k)!r} and {second.task.get(k)!r}" for k in differ[:4])
+        raise MDLError(
+            f"scorecards of different tasks cannot share a table ({shown}): totals are comparable at one region, on the "
+            "same data, at one declared horizon. Score all explanations in one comparison."
+        )
+    twice = {(s.explanation, s.phenomenon, s.fidelity) for s in first.scores} & {
+        (s.explanation, s.phenomenon, s.fidelity) for s in second.scores
+    }
+    if twice:
+        raise MDLError(f"scored in both: {', '.join(sorted({t[0] for t in twice}))}. Nobody picks the luckier one")
+    return dataclasses.replace(
+        first,
+        scores=(*first.scores, *second.scores),
+        comparisons=(*first.comparisons, *second.comparisons),
+        seconds=first.seconds + second.seconds,
+    )
 
 
 def read_scorecard(path: Path) -> Scorecard:
@@ -213,8 +252,9 @@ def read_scorecard(path: Path) -> Scorecard:
                 f"{path} has scorecard schema {schema}, this program reads {SCHEMA_VERSION}: match the versions"
             )
         scores = tuple(_read_score(s) for s in raw.pop("scores"))
+        envelope = tuple(_read_score(s) for s in raw.pop("envelope"))
         comparisons = tuple(_read_comparison(c) for c in raw.pop("comparisons"))
-        return Scorecard(scores=scores, comparisons=comparisons, **raw)
+        return Scorecard(scores=scores, comparisons=comparisons, envelope=envelope, **raw)
     except wrong as error:
         raise MDLError(f"{path} is not a scorecard ({error}); expected the scorecard.json of `mdl compare`") from error
 

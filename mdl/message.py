@@ -22,6 +22,7 @@ from mdl.errors import CodeError, MessageError
 MAGIC = b"MDL\x01"
 STEPS_PER_OCTAVE = 4
 LARGEST_SYMBOL = 1 << 60
+LONGEST_NAME = 64
 MAX_ELEMENTS = 1 << 28  # an array larger than this is refused before anything is allocated
 
 
@@ -151,6 +152,8 @@ def _read_section(reader: BitReader) -> Section:
 
 
 def _write_text(writer: BitWriter, text: str) -> None:
+    if not text.isascii() or len(text) > LONGEST_NAME:
+        raise MessageError(f"the name {text[:20]!r}... of {len(text)} characters: ASCII, {LONGEST_NAME} at most")
     data = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64)
     write_count(writer, len(data))
     writer.uniform(data, 128)
@@ -158,28 +161,40 @@ def _write_text(writer: BitWriter, text: str) -> None:
 
 def _read_text(reader: BitReader) -> str:
     length = read_count(reader)
-    if length > 64:
-        raise MessageError(f"a name of {length} characters; at most 64 are allowed")
+    if length > LONGEST_NAME:
+        raise MessageError(f"a name of {length} characters; at most {LONGEST_NAME} are allowed")
     return bytes(reader.uniform(length, 128).astype(np.uint8)).decode("ascii")
 
 
 def _write_array(writer: BitWriter, array: QuantisedArray) -> np.ndarray:
     """Shape, row steps relative to the finest, then the symbols of each step class together. Returns bits a row."""
-    rows, columns = array.symbols.shape
+    all_symbols, exponents = _plain(array)
+    rows, columns = all_symbols.shape
     write_count(writer, rows)
     write_count(writer, columns)
-    if array.symbols.size == 0:
+    if all_symbols.size == 0:
         return np.zeros(rows)
-    base = int(array.exponents.min())
+    base = int(exponents.min())
     write_signed_count(writer, base)
-    relative = array.exponents - base
+    relative = exponents - base
     writer.uniform(np.array([int(relative.any())]), 2)
     cost = write_shortest(writer, relative) if relative.any() else np.zeros(rows)
     for level in np.unique(relative):
         chosen = relative == level
-        bits = write_shortest(writer, array.symbols[chosen].ravel())
+        bits = write_shortest(writer, all_symbols[chosen].ravel())
         cost[chosen] += bits.reshape(-1, columns).sum(1)
     return cost
+
+
+def _plain(array: QuantisedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Symbols and exponents as plain arrays of their own. **Raises:** `MessageError` for what is no array of integers."""
+    for what, values in (("symbols", array.symbols), ("exponents", array.exponents)):
+        if not np.issubdtype(np.asarray(values).dtype, np.integer):
+            raise MessageError(
+                f"{what} of type {np.asarray(values).dtype}: a message carries integers and the step of each row, no "
+                "floats whose mantissas would be a payload. Use QuantisedArray.from_values."
+            )
+    return np.array(array.symbols, np.int64), np.array(array.exponents, np.int64)
 
 
 def _read_array(reader: BitReader) -> QuantisedArray:

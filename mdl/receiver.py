@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from mdl.alphabets import check_alphabet
 from mdl.codes.bitstream import BitReader, BitWriter
+from mdl.decoder_source import KIND as SOURCE
+from mdl.decoder_source import check_source, is_ours, source_section
 from mdl.errors import CodeError, MessageError
 from mdl.message import QuantisedArray, Section, decode_message
 from mdl.plugins import load
@@ -22,12 +25,14 @@ from mdl.state import DenseState, State
 from mdl.transform_coding import KIND, ComponentsDecoder
 
 SPECIAL = "special"
+PACKAGES = ("mdl", "decompositions")  # where our own decoders are
 STREAM_MAGIC = b"MDLS\x01"
 
 
 @cache
-def _decoder_class(kind: str) -> Any:
-    return load("decoder", kind)
+def _decoder_class(kind: str) -> tuple[Any, bool]:
+    """A decoder's class, and whether it is one of ours: part of the machine, not of the message."""
+    return load("decoder", kind), is_ours(kind)
 
 
 def decoder_of(section: Section) -> Decoder:
@@ -35,7 +40,41 @@ def decoder_of(section: Section) -> Decoder:
 
     **Raises:** `PluginError` for a kind that nothing installed provides, `MessageError` if the arrays do not fit it.
     """
-    return _decoder_class(section.kind).from_section(section)
+    return _decoder_class(section.kind)[0].from_section(section)
+
+
+def trusted(kind: str) -> bool:
+    """Whether decoders of a kind are ours. A third party's are charged at their source, and their conduct is checked."""
+    return _decoder_class(kind)[1]
+
+
+def source_sections(kind: str) -> list[Section]:
+    """The source of a third party's decoder, which travels with what it decodes; nothing for one of ours.
+
+    **Raises:** `ExplanationError` where that source breaks the rules for decoders.
+    """
+    decoder, ours = _decoder_class(kind)
+    return [] if ours else [source_section(decoder)]
+
+
+def predicted(decoder: Decoder, inputs: Inputs, state: State) -> np.ndarray:
+    """A decoder's prediction, float32 [n, d], as a plain array of our own; the decoder gets copies of what it reads.
+
+    **Raises:** `MessageError` unless there is one row of finite numbers a token.
+    """
+    own = state
+    if type(decoder).__module__.partition(".")[0] not in PACKAGES:
+        own = check_alphabet(decoder.alphabet).accept(state, inputs.n_tokens)
+        values = None if inputs.values is None else np.array(inputs.values)
+        inputs = Inputs(np.array(inputs.tokens), np.array(inputs.scored), values)
+    prediction = np.array(decoder.predict(inputs, own), np.float32)
+    if prediction.ndim != 2 or len(prediction) != state.n_tokens:
+        raise MessageError(f"a prediction of shape {prediction.shape} for {state.n_tokens} tokens: one row a token")
+    if not np.isfinite(prediction).all():
+        raise MessageError(
+            f"{(~np.isfinite(prediction)).sum()} of {prediction.size} predicted values are not finite"
+        )
+    return prediction
 
 
 def special_section(constants: np.ndarray, steps: np.ndarray | float) -> Section:
@@ -61,51 +100,50 @@ class Reconstruction:
 @dataclass(frozen=True)
 class Receiver:
     """Rebuilt from a message: constants of special positions [ids, d], the explanation's decoder, the residual coder's
-    (None under behaviour, where nothing corrects the prediction)."""
+    (None under behaviour, where nothing corrects the prediction); `sources`: sections of decoder source, 0 or 1."""
 
     special: np.ndarray
     decoder: Decoder
     corrector: ComponentsDecoder | None
+    sources: int = 0
 
     @classmethod
     def of(cls, data: bytes) -> Receiver:
-        """**Raises:** `MessageError` for bytes that are not a message of these two or three sections."""
+'        """**Raises:** `MessageError` for bytes that are not a message of these sections, or where a third party's
+        decoder is installed whose source is not what the message carries."""
         sections = decode_message(data)
         kinds = [s.kind for s in sections]
-        if (
-            len(kinds) not in (2, 3)
-            or kinds[0] != SPECIAL
-            or len(sections[0].header) != 1
-            or kinds[2:] not in ([], [KIND])
-        ):
+        source = [] if len(kinds) < 2 or trusted(kinds[1]) else [SOURCE]
+        if len(sections) < 2 or kinds[0] != SPECIAL or kinds[2:] not in (source, [KIND, *source]):
             raise MessageError(
-                f"a message of the sections {kinds}: expected 'special' with one array, an explanation, and "
-                f"{KIND!r} where a residual coder stands behind it"
+                f"a message of the sections {kinds[:5]}: expected 'special', an explanation, {KIND!r} where a residual "
+                f"coder stands behind it, and {SOURCE!r} where the decoder is a third party's; nothing else"
             )
-        corrector = ComponentsDecoder.from_section(sections[2]) if len(sections) == 3 else None
-        return cls(sections[0].header[0].values(), decoder_of(sections[1]), corrector)
+        if len(sections[0].header) != 1 or sections[0].parts:
+            raise MessageError("a 'special' section has one header array, the constants, and no parts")
+        if source:
+            check_source(sections[-1], _decoder_class(kinds[1])[0])
+        corrector = ComponentsDecoder.from_section(sections[2]) if kinds[2:3] == [KIND] else None
+        return cls(sections[0].header[0].values(), decoder_of(sections[1]), corrector, len(source))
 
     def read(self, streams: Streams, inputs: Inputs) -> tuple[State, DenseState | None]:
-        """The symbols of both streams. **Raises:** `MessageError` if they were cut, damaged, or are another message's."""
-        context = inputs.context()
-        state = _read(streams.state, "state", lambda reader: self.decoder.alphabet.read(reader, context))
+        """The symbols of both streams. **Raises:** `MessageError` if they are damaged, or another message's."""
+        context, alphabet = inputs.context(), check_alphabet(self.decoder.alphabet)
+        state = _read(streams.state, "state", lambda reader: alphabet.read(reader, context))
         if self.corrector is None:
             return state, None
-        alphabet = self.corrector.alphabet
-        return state, _read(streams.residual, "residual", lambda reader: alphabet.read(reader, context))
+        corrections = self.corrector.alphabet
+        return state, _read(streams.residual, "residual", lambda reader: corrections.read(reader, context))
 
     def reconstruct(self, inputs: Inputs, state: State, codes: DenseState | None) -> Reconstruction:
         """The region's outputs at the scored positions. **Raises:** `MessageError` for a prediction not finite."""
-        prediction = self.decoder.predict(inputs, state)
-        if not np.isfinite(prediction).all():
-            raise MessageError(
-                f"{(~np.isfinite(prediction)).sum()} of {prediction.size} predicted values are not finite"
-            )
+        prediction = predicted(self.decoder, inputs, state)
         values, touched = prediction, [None, self.decoder.touched(inputs, state)]
         if self.corrector is not None:
             assert codes is not None
             values = prediction + self.corrector.predict(inputs, codes)
             touched.append(codes.touched())
+        touched += [None] * self.sources
         return Reconstruction(prediction, values, tuple(touched), self.decoder.flops_per_token(inputs, state))
 
 

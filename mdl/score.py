@@ -101,13 +101,15 @@ def score(
     phenomena: Sequence[str] | None = None,
     fidelities: Sequence[float] | None = None,
     horizon: float = DEFAULT_HORIZON,
+    envelope: Sequence[float] = (),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Scorecard, dict[str, bytes]]:
     """Score decompositions of one task.
 
     **Arguments:** `phenomena`: "activations", "behaviour" (default: both where the region ends inside the model);
-    `fidelities`: fractions of the null's KL; `horizon`: the N for which the sender's precisions are chosen.
+    `fidelities`: fractions of the null's KL; `horizon`: the N for which the sender's precisions are chosen;
+    `envelope`: further N for which they are chosen anew, so that the lower envelope over N is known.
 
     **Returns:** the scorecard, and by file name what was sent: of each score a message (.mdl), the stream of its state
     (.state) and that of the residual coder (.residual), where these have a symbol.
@@ -130,14 +132,15 @@ def score(
     estimator = plugins.load("estimator", ESTIMATOR)(task, horizon, seed)
     scores: list[Score] = []
     messages: dict[str, bytes] = {}
-    settings = len(fidelities) * (ACTIVATIONS in phenomena) + (BEHAVIOUR in phenomena)
+    others = sorted(set(envelope) - {horizon})
+    settings = len(fidelities) * (1 + len(others)) * (ACTIVATIONS in phenomena) + (BEHAVIOUR in phenomena)
     for index, explanation in enumerate(fitted):
 
         def step(description: str, completed: int, total: int, done: int = index * settings) -> None:
             watch(description, done + completed, len(fitted) * settings)
 
-        for found in estimator.score(explanation, phenomena, fidelities, step):
-            file = _file_name(found.score)
+        for found in estimator.score(explanation, phenomena, fidelities, step, others):
+            file = _file_name(found.score, horizon)
             streams = {".state": found.streams.state, ".residual": found.streams.residual}
             messages |= {file: found.message} | {
                 stream_file(file, suffix): data for suffix, data in streams.items() if data
@@ -147,7 +150,8 @@ def score(
     description = {**task.description, "horizon": horizon, "null_kl_bits": estimator.null_kl_bits}
     comparisons = estimator.compare(scores)
     versions = {name: version(name) for name in VERSIONED}
-    card = Scorecard(description, tuple(scores), comparisons, versions, time.time() - started)
+    main, anew = ([s for s in scores if (s.horizon == horizon) is same] for same in (True, False))
+    card = Scorecard(description, tuple(main), comparisons, tuple(anew), versions, time.time() - started)
     return card, messages
 
 
@@ -164,6 +168,7 @@ def compare(
     context: int | None = None,
     sequences: int | None = None,
     horizon: float | None = None,
+    envelope: Sequence[float] = (),
     training_tokens: float | None = None,
     seed: int = 0,
     out: Path | None = None,
@@ -188,7 +193,8 @@ def compare(
     decompositions = [plugins.make_decomposition(e) if isinstance(e, str) else e for e in wanted]
     place = parse_region(region, loaded)
     check_phenomena(place.output, phenomena, fidelities)
-    check_horizon(horizon)
+    for n in (horizon, *envelope):
+        check_horizon(n)
     width = loaded.site_width(place.output)
     for decomposition in decompositions:
         if check := getattr(decomposition, "check", None):
@@ -205,6 +211,7 @@ def compare(
         phenomena=phenomena,
         fidelities=fidelities,
         horizon=horizon,
+        envelope=envelope,
         seed=seed,
         progress=progress,
     )
@@ -279,7 +286,8 @@ def stream_file(message_file: str, suffix: str) -> str:
     return message_file.removesuffix(MESSAGE_SUFFIX) + suffix
 
 
-def _file_name(found: Score) -> str:
+def _file_name(found: Score, horizon: float) -> str:
     setting = found.phenomenon if found.fidelity is None else f"{found.fidelity:g}"
+    setting += "" if found.horizon == horizon else f"@{found.horizon:g}"
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in found.explanation)
     return f"{safe}@{setting}{MESSAGE_SUFFIX}"

@@ -244,7 +244,7 @@ def collect(
 def collect_boundary(
     model: Model, region: Region, tokens: np.ndarray, scored: np.ndarray, groups: np.ndarray
 ) -> Activations:
-    """What the receiver computes for itself: inputs and boundary; the outputs are zeros, to be filled by an explanation.
+    """What the receiver computes for itself: inputs and boundary. The outputs are zeros, for an explanation to fill.
 
     **Raises:** `DataError` naming a site that is not finite, as it is where the receiver lacks weights that it needs.
     """

@@ -32,8 +32,10 @@ class Verification:
 
 
 def verify(run: Path, model: str | Path | object | None = None, progress: Progress | None = None) -> Verification:
-    """Check a run that `mdl compare` left: fresh processes without the region's weights decode every message and stream,
-    and every figure is worked out again from what they decoded.
+    """Check a run that `mdl compare` left.
+
+    Fresh processes without the region's weights decode every message and stream, and every figure is worked out again
+    from what they decoded.
 
     **Arguments:** `model`: where the model is now, if not where the scorecard says.
 
@@ -44,7 +46,7 @@ def verify(run: Path, model: str | Path | object | None = None, progress: Progre
     data = Dataset.load(run / DATA_FILE)
     if data.description["data_sha256"] != card.task["data_sha256"]:
         raise DataError(f"{run / DATA_FILE} is not the data of this scorecard: its hash is another")
-    sent = {score.message_file: _sent(run, score) for score in card.scores}
+    sent = {score.message_file: _sent(run, score) for score in (*card.scores, *card.envelope)}
     task = _task(card, _model(card, model), data, watch)
     watch("decoding in fresh processes", 0, 1)
     accounting = plugins.load("estimator", ESTIMATOR)(task, card.task["horizon"], card.task["seed"])
@@ -75,8 +77,8 @@ def _task(card: Scorecard, model: Model | TorchModel, data: Dataset, progress: P
     """The task of a scorecard. **Raises:** `MDLError` where model or data turn out to be others."""
     if model.fingerprint != card.task["model_fingerprint"]:
         raise TaskError(
-            f"{model.name}: its fingerprint is {model.fingerprint[:12]}..., the scorecard's {card.task['model_fingerprint'][:12]}"
-            "...: other weights, or another configuration"
+            f"{model.name}: its fingerprint is {model.fingerprint[:12]}..., the scorecard's is "
+            f"{card.task['model_fingerprint'][:12]}...: other weights, or another configuration"
         )
     task = build_task(model, card.task["region"], data, progress)
     for key, value in task.description.items():

@@ -27,9 +27,14 @@ ALLOWED: dict[str, set[str]] = {
     "mdl.data": {"mdl.errors"},
     "mdl.message": MESSAGE,
     "mdl.state": {"mdl.errors", "mdl.codes"},
+    "mdl.alphabets": {"mdl.errors", "mdl.codes", "mdl.state"},
     # The annotations of protocols name Task; only a type checker imports it.
-    "mdl.protocols": {"mdl.message", "mdl.state"},
-    "mdl.transform_coding": {"mdl.errors", "mdl.codes", "mdl.message", "mdl.state", "mdl.protocols"},
+    "mdl.protocols": {"mdl.alphabets", "mdl.message", "mdl.state"},
+    "mdl.transform_coding": {"mdl.errors", "mdl.codes", "mdl.message", "mdl.state", "mdl.alphabets", "mdl.protocols"},
+    "mdl.receiver": {
+        *("mdl.errors", "mdl.codes", "mdl.message", "mdl.state"),
+        *("mdl.alphabets", "mdl.decoder_source", "mdl.plugins", "mdl.protocols", "mdl.transform_coding"),
+    },
     "mdl.program": {"mdl.errors", "mdl.codes", "mdl.message", "mdl.state", "mdl.protocols"},
     "mdl.decoder_rules": {"mdl.errors"},
     "mdl.decoder_source": {"mdl.errors", "mdl.decoder_rules", "mdl.message", "mdl.plugins"},
@@ -37,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "mdl.report": REPORT,
 }
 # What starts a program may reach everything below it.
-TOP = ("mdl.score", "mdl.cli", "mdl.testing")
+TOP = ("mdl.score", "mdl.verify", "mdl.cli", "mdl.testing")
 BELOW = {
     "decompositions": {"mdl", "decompositions"},
     "estimators": {"mdl", "estimators"},

@@ -37,6 +37,7 @@ def score(
         explanation=name,
         phenomenon=phenomenon,
         fidelity=fidelity,
+        horizon=1e6,
         entries=(entry("static", 500.0, "coded", 0.0), entry("state", state), entry("residual", 40.25)),
         static=CURVE,
         kl_bits=0.06,

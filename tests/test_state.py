@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from mdl.codes.adaptive_integer import AdaptiveInteger
+from mdl.alphabets import DenseAlphabet, IndexAlphabet, SparseAlphabet
 from mdl.codes.bitstream import BitReader, BitWriter
 from mdl.codes.counts import kt_bits
-from mdl.codes.indices import IndexCode
-from mdl.codes.supports import IntroductionCode
-from mdl.state import DenseState, IndexState, NoState, SparseState, State, first_use_order
+from mdl.state import Context, DenseState, IndexState, NoState, SparseState, State, first_use_order
 
 TOKENS = 400
 
@@ -74,6 +72,10 @@ def test_the_stream_is_as_long_as_its_length(name: str) -> None:
     assert abs(8 * len(writer.to_bytes()) - total) <= 64 + 0.001 * total
 
 
+def context(tokens: int) -> Context:
+    return Context(np.zeros(tokens, np.int64), np.arange(-1, tokens - 1))
+
+
 def reader_of(state: State) -> BitReader:
     writer = BitWriter()
     state.write(writer)
@@ -84,7 +86,7 @@ def reader_of(state: State) -> BitReader:
 def test_dense_symbols_come_back(parts: bool) -> None:
     state = dense_state()
     reader = reader_of(state)
-    found = DenseState.read(reader, state.n_tokens, state.values.shape[1], parts)
+    found = DenseAlphabet(state.values.shape[1], parts).read(reader, context(state.n_tokens))
     reader.finish()
     assert np.array_equal(found.values, state.values)
     assert (found.touched() is None) is not parts
@@ -96,20 +98,19 @@ def test_sparse_symbols_come_back_numbered_by_first_use(signed: bool) -> None:
     state = sparse_state(signed)
     state = state.reordered(first_use_order(state.touched()))
     reader = reader_of(state)
-    tokens, features = IntroductionCode().read(reader, state.n_tokens)
-    code = AdaptiveInteger(signed=signed, with_zero=False)
-    values = code.read(reader, state.classes[features], int(state.classes.max()) + 1)
+    found = SparseAlphabet(state.classes, signed).read(reader, context(state.n_tokens))
     reader.finish()
-    assert np.array_equal(tokens, state.tokens)
-    assert np.array_equal(features, state.features)
-    assert np.array_equal(values, state.values)
+    assert np.array_equal(found.tokens, state.tokens)
+    assert np.array_equal(found.features, state.features)
+    assert np.array_equal(found.values, state.values)
 
 
 def test_indices_come_back_numbered_by_first_use() -> None:
     state = index_state()
     state = state.reordered(first_use_order(state.touched()))
     reader = reader_of(state)
-    assert np.array_equal(IndexCode().read(reader, state.n_tokens), state.indices)
+    found = IndexAlphabet(state.n_parts).read(reader, context(state.n_tokens))
+    assert np.array_equal(found.indices, state.indices)
     reader.finish()
 
 

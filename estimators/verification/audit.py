@@ -6,12 +6,13 @@ with different numbers of threads, and must decode the same integers.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from estimators.kernels import Evaluator
-from estimators.transcript import Transcript
+from estimators.transcript import Claim, Transcript
 from estimators.verification.job import Job
 from mdl.errors import MDLError, TaskError
 from mdl.ledger import Score, Scorecard
-from mdl.message import decode_message, encode_message
+from mdl.message import Message, decode_message, encode_message
 from mdl.models.model import Model
 from mdl.receiver import Streams
 
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 MEASURED_TOLERANCE = 1e-4  # relative, of what is measured in float32; sizes and lengths must agree to 1e-9
 EXACT_TOLERANCE = 1e-9
+RESAMPLED_TOLERANCE = 1e-2  # of crossings and intervals, which magnify what is measured
+PATIENCE = 900.0  # seconds for one message
+POLL = 0.05
+RECEIVER = "estimators.verification.receiver"
 THREADS = (1, 2)
 KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "JAX_PLATFORMS", "LANG")
 # How a setting was found: the sender's search, which a receiver does not repeat.
@@ -50,77 +55,101 @@ class Finding:
     agrees: bool
 
 
-def label(score: Score) -> str:
-    """A score's name in findings."""
-    return f"{score.explanation} @ {score.phenomenon if score.fidelity is None else f'{100 * score.fidelity:g} %'}"
+def label(score: Score, horizon: float) -> str:
+    """A score's name in findings; its N where that is not the run's."""
+    setting = score.phenomenon if score.fidelity is None else f"{100 * score.fidelity:g} %"
+    return f"{score.explanation} @ {setting}" + (f" for N = {score.horizon:g}" if score.horizon != horizon else "")
 
 
 def audit(accounting: SurpriseAccounting, card: Scorecard, sent: Mapping[str, tuple[bytes, Streams]]) -> list[Finding]:
     """Recompute a scorecard from the bytes that were sent, by message file.
 
-    **Raises:** `TaskError` for a model that runs as a torch module, which cannot be handed over in part; `MDLError` with
-    the receiver's own words if it fails.
+    **Raises:** `TaskError` for a model that runs as a torch module, which cannot be handed over in part; `MDLError`
+    with the receiver's own words if one fails.
     """
-    from estimators.accounting import Claim
-
     model, bench = accounting.task.model, accounting.bench
     if not isinstance(model, Model):
         raise TaskError(f"{model.name} runs as a torch module: it cannot be handed to a receiver without its region")
-    evaluator = bench.evaluator
-    assert isinstance(evaluator, Evaluator)
-    findings: list[Finding] = [_finding("task", "null_kl_bits", card.task["null_kl_bits"], bench.null_kl)]
+    findings: list[Finding] = [_measured("task", "null_kl_bits", card.task["null_kl_bits"], bench.null_kl)]
     found: list[Score] = []
     with tempfile.TemporaryDirectory() as scratch:
-        names = {s.message_file: f"{i:04d}" for i, s in enumerate(card.scores)}
-        for name in {"job", *(f"out{t}" for t in THREADS)}:
-            (Path(scratch) / name).mkdir()
-        held_out = bench.held_out
-        named = {names[s.message_file]: sent[s.message_file] for s in card.scores}
-        job = Job.write(
-            Path(scratch) / "job", model, accounting.task.region, held_out.activations, bench.special[0], named
-        )
-        _run_receivers(job, Path(scratch))
-        hashes = [json.loads((Path(scratch) / f"out{t}" / "hashes.json").read_text()) for t in THREADS]
-        for score in card.scores:
-            name = names[score.message_file]
-            folder = Path(scratch) / f"out{THREADS[0]}"
-            data, streams = sent[score.message_file]
-            message = encode_message(decode_message(data))
-            findings.append(_same(score, "bytes of the message, encoded again", data, message.data))
-            findings.append(_same(score, "integers decoded with 1 and 2 threads", hashes[0][name], hashes[1][name]))
-            transcript = Transcript.load(folder / f"{name}.npz")
-            with np.load(folder / f"{name}.hidden.npz") as hidden:
-                damage, alone = (
-                    evaluator.compare(held_out.activations, held_out.reference, hidden[k])
-                    for k in ("explained", "alone")
-                )
-            again = accounting.account(Claim.of(score), message, transcript, damage, alone)
-            findings += _differences(score, again)
-            found.append(again)
-    findings += _compared(card, accounting.compare(found))
-    return findings
+        folder = Path(scratch)
+        (folder / "job").mkdir()
+        scores = (*card.scores, *card.envelope)
+        names = [f"{i:04d}" for i in range(len(scores))]
+        named = {n: sent[s.message_file] for n, s in zip(names, scores, strict=True)}
+        held_out = bench.held_out.activations
+        job = Job.write(folder / "job", model, accounting.task.region, held_out, bench.special[0], named)
+        with receivers(job, folder) as outs:
+            for name, score in zip(names, scores, strict=True):
+                data, where = named[name][0], label(score, card.task["horizon"])
+                message = encode_message(decode_message(data))
+                hashes = [out.wait(f"{name}.sha256").read_text() for out in outs]
+                findings += [
+                    _exact(where, "message encoded again", data.hex(), message.data.hex()),
+                    _exact(where, "integers decoded with 1 and 2 threads", *hashes),
+                ]
+                again = _account_again(accounting, score, message, outs[0], name)
+                findings += _differences(where, score, again)
+                found.append(again)
+    return findings + _compared(card, accounting.compare(found))
 
 
-def _run_receivers(job: Job, scratch: Path) -> None:
-    """One process for each number of threads, at the same time. **Raises:** `MDLError` with what a failed one said."""
+def _account_again(accounting: SurpriseAccounting, score: Score, message: Message, out: Out, name: str) -> Score:
+    """A score worked out from what a receiver left of it; its files are removed."""
+    split, evaluator = accounting.bench.held_out, accounting.bench.evaluator
+    assert isinstance(evaluator, Evaluator)
+    path, hidden_path = out.wait(f"{name}.npz"), out.wait(f"{name}.hidden.npz")
+    with np.load(hidden_path, allow_pickle=False) as hidden:
+        damage, alone = (evaluator.compare(split.activations, split.reference, hidden[k]) for k in ("values", "alone"))
+    transcript = Transcript.load(path)
+    path.unlink()
+    hidden_path.unlink()
+    return accounting.account(Claim.of(score), message, transcript, damage, alone)
+
+
+@dataclass(frozen=True)
+class Out:
+    """A running receiver and the folder that it fills."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+
+    def wait(self, name: str) -> Path:
+        """A file, once it is there. **Raises:** `MDLError` if the receiver stops before, or takes far too long."""
+        deadline = time.monotonic() + PATIENCE
+        while not (self.folder / name).exists():
+            if self.process.poll() not in (None, 0) or time.monotonic() > deadline:
+                self.process.kill()
+                said = (self.folder / "said").read_text().strip()[-2000:]
+                raise MDLError(f"a receiver failed, or took over {PATIENCE:.0f} s for one message: {said}")
+            time.sleep(POLL)
+        return self.folder / name
+
+
+@contextlib.contextmanager
+def receivers(job: Job, scratch: Path) -> Iterator[list[Out]]:
+    """One process for each number of threads; the first reconstructs and measures, the others only decode."""
     root = str(Path(__file__).resolve().parents[2])
-    running = []
-    for threads in THREADS:
-        code = f"import sys; sys.path.insert(0, {root!r}); from estimators.verification.receiver import main; main(*sys.argv[1:])"
-        out = scratch / f"out{threads}"
-        environment = {k: os.environ[k] for k in KEPT_ENVIRONMENT if k in os.environ} | _threads(threads)
-        command = [sys.executable, "-I", "-c", code, str(job.folder), str(out)]
-        running.append(
-            subprocess.Popen(
-                command, cwd=out, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
-    for process in running:
-        _, errors = process.communicate()
-        if process.returncode:
-            for other in running:
-                other.kill()
-            raise MDLError(f"a receiver failed (exit status {process.returncode}): {errors.strip()[-2000:]}")
+    code = f"import sys; sys.path.insert(0, {root!r}); from {RECEIVER} import main; main(*sys.argv[1:])"
+    outs: list[Out] = []
+    try:
+        for threads in THREADS:
+            folder = scratch / f"out{threads}"
+            folder.mkdir()
+            mode = "all" if not outs else "decode"
+            command = [sys.executable, "-I", "-c", code, str(job.folder), str(folder), mode]
+            environment = {k: os.environ[k] for k in KEPT_ENVIRONMENT if k in os.environ} | _threads(threads)
+            with (folder / "said").open("w") as said:
+                process = subprocess.Popen(
+                    command, cwd=folder, env=environment, stdout=said, stderr=said, stdin=subprocess.DEVNULL, text=True
+                )
+            outs.append(Out(process, folder))
+        yield outs
+    finally:
+        for out in outs:
+            out.process.kill()
+            out.process.wait()
 
 
 def _threads(count: int) -> dict[str, str]:
@@ -133,17 +162,11 @@ def _threads(count: int) -> dict[str, str]:
     }
 
 
-def _same(score: Score, figure: str, claimed: Any, found: Any) -> Finding:
-    return Finding(
-        label(score),
-        figure,
-        claimed if isinstance(claimed, str) else len(claimed),
-        found if isinstance(found, str) else len(found),
-        claimed == found,
-    )
+def _exact(where: str, figure: str, claimed: str, found: str) -> Finding:
+    return Finding(where, figure, claimed[:12], found[:12], claimed == found)
 
 
-def _finding(where: str, figure: str, claimed: Any, found: Any) -> Finding:
+def _measured(where: str, figure: str, claimed: Any, found: Any) -> Finding:
     return Finding(where, figure, claimed, found, _agree(claimed, found, MEASURED_TOLERANCE))
 
 
@@ -154,7 +177,7 @@ def _agree(claimed: Any, found: Any, tolerance: float) -> bool:
     return claimed == found
 
 
-def _differences(score: Score, again: Score) -> Iterator[Finding]:
+def _differences(where: str, score: Score, again: Score) -> Iterator[Finding]:
     """Every figure of a score but its search, as claimed and as found."""
     exact = ("entries.", "static.", "sequence_tokens")
     claimed, found = (dict(_leaves(asdict(s))) for s in (score, again))
@@ -163,7 +186,7 @@ def _differences(score: Score, again: Score) -> Iterator[Finding]:
             continue
         a, b = claimed.get(figure), found.get(figure)
         measured = "KL" in figure or "stderr" in figure or not figure.startswith(exact)
-        yield Finding(label(score), figure, a, b, _agree(a, b, MEASURED_TOLERANCE if measured else EXACT_TOLERANCE))
+        yield Finding(where, figure, a, b, _agree(a, b, MEASURED_TOLERANCE if measured else EXACT_TOLERANCE))
 
 
 def _compared(card: Scorecard, comparisons: Sequence[Any]) -> list[Finding]:
@@ -172,9 +195,8 @@ def _compared(card: Scorecard, comparisons: Sequence[Any]) -> list[Finding]:
     findings = [Finding("comparisons", "number of pairs", len(claimed), len(found), len(claimed) == len(found))]
     for name, a, b in zip(names, claimed, found, strict=False):
         # Crossings and intervals come from totals that differ by rounding, and from resampling with the seed saved.
-        findings += [
-            Finding(name, k, a.get(k), b.get(k), _agree(a.get(k), b.get(k), 100 * MEASURED_TOLERANCE)) for k in a
-        ]
+        pairs = [(k, a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys())]
+        findings += [Finding(name, k, x, y, _agree(x, y, RESAMPLED_TOLERANCE)) for k, x, y in pairs]
     return findings
 
 

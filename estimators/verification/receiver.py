@@ -1,6 +1,6 @@
 """The fresh receiver process: decodes every message of a job, runs the rest of the model, leaves what it found.
 
-    python -I -c "...; from estimators.verification.receiver import main; main(FOLDER, OUT)"
+    python -I -c "...; from estimators.verification.receiver import main; main(FOLDER, OUT, MODE)"
 
 It is started with an empty environment in an empty folder, and gives up the network, other processes and every file
 but Python's own, the libraries' and the job's before it reads the first message (an audit hook refuses them).
@@ -9,11 +9,11 @@ but Python's own, the libraries' and the job's before it reads the first message
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,26 +60,40 @@ def _check_file(path: Path, mode: str | None, flags: int | None, allowed: Sequen
         )
 
 
-def main(folder: str, out: str) -> None:
-    """Decode the job in `folder`, and leave transcripts, hidden states and hashes in `out`."""
+def main(folder: str, out: str, mode: str) -> None:
+    """Decode the job in `folder`; leave in `out`, for each message, a hash of all integers decoded and (mode "all") its
+    transcript and the final hidden states of the model with the reconstruction in place."""
     job, target = Job.read(Path(folder)), Path(out)
     confine([Path(folder)], target)
     model = job.model()
     activations, evaluator = job.activations(model), Evaluator(model, job.region)
-    hashes = {}
+    inputs = activations.sample().inputs
     for name in job.names:
         message, streams = job.sent(name)
-        receiver, inputs = Receiver.of(message), activations.sample().inputs
+        receiver = Receiver.of(message)
         state, codes = receiver.read(streams, inputs)
+        digest = _hash(decode_message(message), [state] if codes is None else [state, codes])
+        _leave(target / f"{name}.sha256", partial(Path.write_text, data=digest))
+        if mode != "all":
+            continue
         received = receiver.reconstruct(inputs, state, codes)
-        hashes[name] = _hash(decode_message(message), [state] if codes is None else [state, codes])
-        Transcript.of(streams, state, codes, received).save(target / f"{name}.npz")
         constants = dict(zip(job.special, receiver.special, strict=True))
-        values = {"explained": received.values, "alone": received.prediction}
-        hidden = {k: evaluator.hidden(activations, activations.filled(v, constants)) for k, v in values.items()}
-        with (target / f"{name}.hidden.npz").open("wb") as file:
-            np.savez(file, **hidden)  # type: ignore[arg-type]
-    (target / "hashes.json").write_text(json.dumps(hashes))
+        filled = {"values": received.values, "alone": received.prediction}
+        hidden = {k: evaluator.hidden(activations, activations.filled(v, constants)) for k, v in filled.items()}
+        _leave(target / f"{name}.npz", Transcript.of(streams, state, codes, received).save)
+        _leave(target / f"{name}.hidden.npz", partial(_save, arrays=hidden))
+
+
+def _leave(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write under another name, then rename: the auditor waits for the whole file."""
+    temporary = path.with_name(path.name + ".partial")
+    write(temporary)
+    temporary.replace(path)
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def _hash(sections: Sequence[Section], states: Sequence[State]) -> str:

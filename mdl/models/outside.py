@@ -56,7 +56,7 @@ def load_outside(folder: Path) -> Model:
     """The model as the receiver has it; the region's weights are NaN."""
     described = json.loads((folder / DESCRIPTION).read_text())
     known = load_file(folder / WEIGHTS)
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in described["config"].items()}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in described["config"].items()}
     params: dict[str, Any] = {}
     for name, (shape, dtype) in described["shapes"].items():
         _place(params, name.split("."), known.get(name, np.full(shape, np.nan, dtype)))

@@ -17,6 +17,7 @@ def print_findings(findings: Sequence[Any], console: Console, everything: bool) 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for header in ("score", "figure", "claimed", "found", ""):
         table.add_column(header, header_style="dim", overflow="fold")
+    verdict: str | Text
     for score in dict.fromkeys(f.score for f in findings):
         mine = [f for f in findings if f.score == score]
         wrong = [f for f in mine if not f.agrees]

@@ -55,6 +55,12 @@ def print_scorecard(scorecard: Scorecard, console: Console) -> None:
             console.print()
             console.print(Text(_totals_title(scorecard, setting), style="italic"))
             console.print(totals_table(scorecard, setting))
+            envelope = envelope_table(scorecard, setting)
+            if envelope is not None:
+                n = count(horizon(scorecard))
+                console.print()
+                console.print(Text(f"shorter than that by, with precisions chosen for each N, not for {n}:", "italic"))
+                console.print(envelope)
     console.print()
     console.print(_legend(scorecard))
 
@@ -85,6 +91,22 @@ def totals_table(scorecard: Scorecard, setting: Setting) -> Table:
     for score in scores:
         cells = [_total_cell(score, n, score is winner) for n, winner in zip(tokens, best, strict=True)]
         table.add_row(Text(score.explanation), *cells)
+    return table
+
+
+def envelope_table(scorecard: Scorecard, setting: Setting) -> Table | None:
+    """How much shorter total(N) is where every precision is chosen anew for N; None where that was not tried."""
+    others = sorted({s.horizon for s in scorecard.envelope})
+    if not others:
+        return None
+    tokens = sorted({*others, horizon(scorecard)})
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    table.add_column("N")
+    for n in tokens:
+        table.add_column(count(n), justify="right", no_wrap=True, header_style="bold")
+    for score in ranked(scorecard, setting):
+        gains = [1.0 - scorecard.lowest(score, n) / float(score.total(n)) for n in tokens]
+        table.add_row(Text(score.explanation), *(f"{100 * gain:.1f}%" if gain > 0 else "0" for gain in gains))
     return table
 
 

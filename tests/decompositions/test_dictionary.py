@@ -15,7 +15,6 @@ from decompositions.dictionary import (
     SCALE_AND_MEAN,
     DictionaryDecoder,
     DictionaryExplanation,
-    NormalisedState,
     Remembered,
     fit_dictionary,
     support_of,
@@ -28,13 +27,11 @@ from decompositions.random_dictionary import (
     pursue,
     random_directions,
 )
-from mdl.codes.adaptive_integer import AdaptiveInteger
 from mdl.codes.bitstream import BitReader, BitWriter
-from mdl.codes.supports import IntroductionCode
 from mdl.errors import ExplanationError, MessageError
 from mdl.message import QuantisedArray, Section, decode_message, encode_message
 from mdl.protocols import Decoder, Decomposition, Explanation, Inputs, Sample, Settings
-from mdl.state import DenseState, IndexState, SparseState, State, first_use_order
+from mdl.state import IndexState, JoinedState, State, first_use_order
 
 WIDTH, FEATURES, TOKENS = 6, 12, 200
 GOLDEN_ROW = [-0.15522154, -0.09709725, -0.21838497, -0.95853346]  # Philox(0), 3 x 4
@@ -163,12 +160,7 @@ def test_state_survives_the_stream_in_order_of_first_use(side: int):
     (received,) = decode_message(encode_message([section.reordered(order)]).data)
     far = DictionaryDecoder.from_section(received)
     reader = BitReader(writer.to_bytes())
-    tokens, features = IntroductionCode().read(reader, TOKENS)
-    code = AdaptiveInteger(signed=far.signed, with_zero=False)
-    values = code.read(reader, far.classes[features], int(far.classes.max()) + 1)
-    read: State = SparseState(tokens, features, values, far.classes, TOKENS, far.signed)
-    if side:
-        read = NormalisedState(read, DenseState.read(reader, TOKENS, side, parts=False))
+    read = far.alphabet.read(reader, sample.inputs.context())
     reader.finish()
     np.testing.assert_allclose(
         far.predict(sample.inputs, read), decoder.predict(sample.inputs, state), rtol=1e-5, atol=1e-5
@@ -180,11 +172,12 @@ def test_side_information_is_charged_and_uses_no_part():
     chosen = settings(step=0.05)
     decoder = DictionaryDecoder.from_section(explanation.section(chosen))
     state = explanation.encode(decoder, sample_of(outputs), chosen)
-    assert isinstance(state, NormalisedState)
-    assert state.side.values.shape == (TOKENS, 2)
-    both, alone = state.length(), state.sparse.length()
-    assert both.total == pytest.approx(alone.total + state.side.length().total)
-    assert state.side.length().total > TOKENS
+    assert isinstance(state, JoinedState)
+    sparse, side = state.streams
+    assert side.values.shape == (TOKENS, 2)
+    both, alone = state.length(), sparse.length()
+    assert both.total == pytest.approx(alone.total + side.length().total)
+    assert side.length().total > TOKENS
     assert state.touched().shape == (TOKENS, explanation.section(chosen).n_parts)
 
 

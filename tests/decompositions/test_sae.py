@@ -15,11 +15,12 @@ from sae_lens.registry import get_sae_class, get_sae_training_class
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file, save_file
 
-from decompositions.dictionary import DictionaryDecoder, NormalisedState, support_of
+from decompositions.dictionary import DictionaryDecoder, support_of
 from decompositions.sae import SAE, canonical_site, encode
 from mdl.errors import ExplanationError
 from mdl.message import decode_message, encode_message
 from mdl.protocols import Decomposition, Explanation, Inputs, Sample, Settings
+from mdl.state import JoinedState
 
 D_IN, D_SAE, TOKENS = 16, 64, 120
 SITE = "blocks.1.hook_resid_pre"
@@ -136,9 +137,10 @@ def test_normalisations_of_each_token_are_charged(architecture: str, normalisati
     task = task_of(outputs_of())
     predicted, state = through_message(SAE(object=sae).fit(task), task)
     np.testing.assert_allclose(predicted, forward(sae, task.fit.outputs), atol=0.05)
-    assert isinstance(state, NormalisedState)
-    assert state.side.values.shape == (TOKENS, columns)
-    assert state.length().total > state.sparse.length().total + TOKENS
+    assert isinstance(state, JoinedState)
+    sparse, side = state.streams
+    assert side.values.shape == (TOKENS, columns)
+    assert state.length().total > sparse.length().total + TOKENS
 
 
 def test_expected_average_is_folded_and_noted():

@@ -15,12 +15,13 @@ from decompositions.baselines import Nothing
 from decompositions.clusters import Clusters, ClustersDecoder, ClustersExplanation
 from decompositions.pca import PCA
 from estimators.accounting import SurpriseAccounting
-from estimators.fidelity import Attempt, Bench, Coding, decoder_of
+from estimators.fidelity import Attempt, Bench, Coding
 from estimators.recovered import explained_variance, recovered
 from mdl.codes.bitstream import BitWriter
 from mdl.errors import CodeError, ExplanationError
 from mdl.message import Section, decode_message
 from mdl.protocols import Explanation, Sample, Settings
+from mdl.receiver import decoder_of
 from mdl.state import DenseState, IndexState, SparseState, State
 from mdl.task import ACTIVATIONS, BEHAVIOUR, Task
 
@@ -85,7 +86,7 @@ def test_what_is_planted_in_the_senders_decoder_has_no_effect(
     assert leaky.message.data == honest.message.data
     assert leaky.rate == honest.rate
     assert leaky.kl == honest.kl
-    np.testing.assert_array_equal(leaky.prediction, honest.prediction)
+    np.testing.assert_array_equal(leaky.received.prediction, honest.received.prediction)
 
 
 def test_the_outlook_is_not_fooled_either(estimator: SurpriseAccounting, clusters: ClustersExplanation):
@@ -104,7 +105,7 @@ def test_a_receiver_gets_the_same_from_the_bytes_and_the_symbols(estimator: Surp
     inputs = bench.held_out.sample.inputs
     special, explanation, residual = decode_message(bytes(attempt.message.data))
     prediction = decoder_of(explanation).predict(inputs, attempt.state)
-    np.testing.assert_array_equal(prediction, attempt.prediction)
+    np.testing.assert_array_equal(prediction, attempt.received.prediction)
     values = prediction + decoder_of(residual).predict(inputs, attempt.residual)
     damage = bench.measure(bench.held_out, values, special.header[0].values())
     np.testing.assert_array_equal(damage.kl_bits, attempt.damage.kl_bits)
@@ -151,7 +152,8 @@ def test_behaviour_is_the_state_and_the_kl(estimator: SurpriseAccounting, cluste
     prediction = decoder_of(section).predict(task.held_out.sample().inputs, state)
     damage = estimator.bench.measure(estimator.bench.held_out, prediction, special.header[0].values())
     assert score.column("residual") == pytest.approx(damage.kl_bits.mean(), rel=1e-6)
-    assert score.column("state") == pytest.approx(state.length().total / state.n_tokens)
+    assert score.column("state") == 8 * len(scored.streams.state) / state.n_tokens
+    assert 8 * len(scored.streams.state) == pytest.approx(state.length().total, abs=100)
     # 15 scored tokens a sequence, every one as long: the ratio estimator is the plain standard error of the mean.
     means = damage.kl_bits.reshape(-1, 15).mean(1)
     assert score.column_stderr("residual") == pytest.approx(means.std(ddof=1) / math.sqrt(len(means)), rel=1e-6)

@@ -10,12 +10,13 @@ import pytest
 
 from decompositions.baselines import ConstantExplanation, Nothing, TokenTable
 from decompositions.clusters import Clusters, ClustersExplanation
-from estimators.fidelity import Attempt, Bench, Coding, decoder_of
+from estimators.fidelity import Attempt, Bench, Coding
 from estimators.solver import Solution, Solver
 from mdl.errors import ExplanationError, PluginError, TaskError
 from mdl.message import Section, decode_message
 from mdl.models.model import Model
 from mdl.protocols import Explanation, Inputs, Sample, Settings
+from mdl.receiver import decoder_of
 from mdl.state import NoState
 from mdl.task import Task
 from mdl.units import bits_to_nats, nats_to_bits
@@ -77,7 +78,7 @@ def test_what_is_scored_came_out_of_the_decoder(
     assert np.allclose(attempt.damage.kl_bits, expected[activations.scored], rtol=1e-3, atol=1e-5)
     n = activations.n_tokens
     assert attempt.rate == pytest.approx(attempt.residual.length().total / n)
-    assert attempt.total(1e6) == pytest.approx(attempt.rate + 8 * len(attempt.message.data) / 1e6)
+    assert attempt.total == pytest.approx(attempt.rate + 8 * len(attempt.message.data) / 1e6)
 
 
 def test_the_rate_falls_as_the_kl_may_rise(
@@ -102,7 +103,7 @@ def test_a_prediction_saves_bits(tiny_bench: Bench, tiny_task: Task) -> None:
     assert table.kl == pytest.approx(nothing.kl, rel=0.15)
     assert table.rate < nothing.rate - 1
     assert table.message.whole_bits > nothing.message.whole_bits
-    assert table.touched[1].shape[0] == tiny_task.held_out.n_tokens
+    assert table.received.touched[1].shape[0] == tiny_task.held_out.n_tokens
     assert table.state.length().total == 0
 
 
@@ -118,7 +119,7 @@ def test_the_outlook_is_what_an_attempt_finds(tiny_bench: Bench, tiny_task: Task
     distortion, total = coding.outlook(tiny_bench)
     attempt = coding.attempt(tiny_bench, tiny_bench.probe)
     assert attempt.distortion == pytest.approx(distortion, rel=1e-4)
-    assert attempt.total(tiny_bench.horizon) == pytest.approx(total, rel=1e-4)
+    assert attempt.total == pytest.approx(total, rel=1e-4)
 
 
 def test_the_order_of_atoms_changes_nothing(tiny_bench: Bench, tiny_task: Task) -> None:
@@ -134,7 +135,7 @@ def test_the_order_of_atoms_changes_nothing(tiny_bench: Bench, tiny_task: Task) 
     assert second.rate == pytest.approx(first.rate, rel=1e-6)
     assert second.kl == pytest.approx(first.kl, rel=1e-4)
     assert abs(second.message.whole_bits - first.message.whole_bits) <= 32
-    assert second.total(1e4) == pytest.approx(first.total(1e4), rel=1e-4)
+    assert second.total == pytest.approx(first.total, rel=1e-4)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ def score(
         explanation=name,
         phenomenon="activations",
         fidelity=0.01,
+        horizon=1e6,
         entries=(Entry("stream", "state", mean, 0.0, "codelength", "code"),),
         static=StaticCurve(GRID, curve, 0.0, curve[-1]),
         kl_bits=0.05,

@@ -67,6 +67,7 @@ def _score(name: str, phenomenon: str, fidelity: float | None) -> Score:
         name,
         phenomenon,
         fidelity,
+        HORIZON,
         (
             Entry("message", "static", whole * 1000, 0.0, "coded", "range coder"),
             Entry("support and values", "state", state, error * share, "codelength", "Krichevsky-Trofimov"),
