@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from estimators.conduct import Conduct
 from estimators.fidelity import Attempt, Bench, Coding
 from estimators.first_use import static_curve
 from estimators.intervals import compare_pairs
@@ -79,9 +80,12 @@ class SurpriseAccounting:
         """Every setting of one explanation: fidelities from coarse to fine, each also with precisions chosen for the
         other horizons of `envelope`, then behaviour.
 
-        **Raises:** `ExplanationError` if a fidelity cannot be met.
+        **Raises:** `ExplanationError` if a fidelity cannot be met, or the explanation does not play by the rules
+        (`estimators.conduct`).
         """
+        conduct = Conduct.of(self.bench, explanation)
         solver = Solver(self.bench, explanation)
+        conduct.check_decoder(solver.knobs)
         solutions: list[Solution] = []
         found: list[Scored] = []
         steps = len(fidelities) * (1 + len(envelope)) * (ACTIVATIONS in phenomena) + (BEHAVIOUR in phenomena)
@@ -89,14 +93,16 @@ class SurpriseAccounting:
             progress(f"{explanation.name} at {100 * fidelity:g} % of the null's KL", len(found), steps)
             solution = solver.solve(fidelity * self.bench.null_kl)
             solutions.append(solution)
+            conduct.check(solution.attempt)
             found.append(self._activations(explanation, fidelity, solution))
             for horizon in envelope:
                 progress(f"{explanation.name} at {100 * fidelity:g} % for N = {horizon:g}", len(found), steps)
                 anew = solver.for_horizon(horizon).solve(fidelity * self.bench.null_kl)
+                conduct.check(anew.attempt)
                 found.append(self._activations(explanation, fidelity, anew))
         if BEHAVIOUR in phenomena:
             progress(f"{explanation.name} under behaviour", len(found), steps)
-            found.append(self._behaviour(explanation, solver, solutions))
+            found.append(self._behaviour(explanation, solver, solutions, conduct))
         curve = tuple(sorted({p for s in solutions for p in ((a.kl, a.rate) for a in s.attempts)}))
         notes = self.bench.evaluator.notes
         return [replace(f, score=replace(f.score, curve=curve, notes=(*f.score.notes, *notes))) for f in found]
@@ -117,10 +123,13 @@ class SurpriseAccounting:
         found = (solution.attempt.settings.horizon, solution.evaluations, solution.slope, solution.notes)
         return self._claimed(Claim(explanation.name, ACTIVATIONS, fidelity, *found), solution.attempt)
 
-    def _behaviour(self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution]) -> Scored:
+    def _behaviour(
+        self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution], conduct: Conduct
+    ) -> Scored:
         before = self.bench.evaluations
         coding = self._cheapest_for_behaviour(explanation, solver, solutions)
         attempt = coding.attempt(self.bench, self.bench.held_out)
+        conduct.check(attempt)
         claim = Claim(explanation.name, BEHAVIOUR, None, self.horizon, self.bench.evaluations - before)
         return self._claimed(claim, attempt)
 

@@ -164,8 +164,8 @@ def check_alphabet(alphabet: Any) -> Alphabet:
     if type(alphabet) not in KINDS:
         known = ", ".join(k.__name__ for k in KINDS)
         raise ExplanationError(
-            f"the decoder brings a code of its own, {type(alphabet).__name__}, to price its symbols by. Codes are fixed "
-            f"beforehand and the same for everybody: {known}."
+            f"the decoder brings a code of its own, {type(alphabet).__name__}, to price its symbols by. Codes are "
+            f"fixed beforehand and the same for everybody: {known}."
         )
     for inner in alphabet.alphabets if isinstance(alphabet, JoinedAlphabet) else ():
         check_alphabet(inner)

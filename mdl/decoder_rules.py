@@ -15,7 +15,7 @@ from mdl.errors import ExplanationError
 ALLOWED = (
     *("__future__", "collections.abc", "dataclasses", "math", "typing"),
     *("numpy", "numpy.linalg", "numpy.typing", "scipy.sparse", "scipy.special"),
-    *("mdl.errors", "mdl.message", "mdl.protocols", "mdl.state", "mdl.program"),
+    *("mdl.alphabets", "mdl.errors", "mdl.message", "mdl.protocols", "mdl.state", "mdl.program"),
 )
 CACHES = "a cache: nothing is kept between calls that the message did not bring"
 FILES = "reading files: a decoder's only source is its section of the message"

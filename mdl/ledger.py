@@ -201,7 +201,7 @@ class Scorecard:
         """1 - total_E(N) / total_none(N) against the standard coder (or the null) alone, at the score's own setting."""
         none = next((s for s in self.select(score.phenomenon, score.fidelity) if s.explanation == "nothing"), None)
         if none is None:
-            raise MDLError("saved against what? This scorecard lacks 'nothing', the yardstick: score it with the others")
+            raise MDLError("this scorecard lacks 'nothing', the yardstick that savings are measured against")
         return float(1.0 - score.total(n) / none.total(n))
 
     def to_json(self) -> str:
@@ -217,16 +217,16 @@ class Scorecard:
 def merged(first: Scorecard, second: Scorecard) -> Scorecard:
     """The scores of two comparisons of one task in one scorecard; pairs across the two are not compared.
 
-    **Raises:** `MDLError` where the tasks differ in anything (model, region, data, horizon, seed, ...), or an explanation
-    was scored in both.
+    **Raises:** `MDLError` where the tasks differ in anything (model, region, data, horizon, seed, ...), or an
+    explanation was scored in both.
     """
     keys = sorted(first.task.keys() | second.task.keys())
     differ = [k for k in keys if first.task.get(k) != second.task.get(k)]
     if differ:
         shown = "; ".join(f"{k}: {first.task.get(k)!r} and {second.task.get(k)!r}" for k in differ[:4])
         raise MDLError(
-            f"scorecards of different tasks cannot share a table ({shown}): totals are comparable at one region, on the "
-            "same data, at one declared horizon. Score all explanations in one comparison."
+            f"scorecards of different tasks cannot share a table ({shown}): totals are comparable at one region, on "
+            "the same data, at one declared horizon. Score all explanations in one comparison."
         )
     twice = {(s.explanation, s.phenomenon, s.fidelity) for s in first.scores} & {
         (s.explanation, s.phenomenon, s.fidelity) for s in second.scores

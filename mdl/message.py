@@ -187,7 +187,7 @@ def _write_array(writer: BitWriter, array: QuantisedArray) -> np.ndarray:
 
 
 def _plain(array: QuantisedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Symbols and exponents as plain arrays of their own. **Raises:** `MessageError` for what is no array of integers."""
+    """Symbols and exponents as plain arrays. **Raises:** `MessageError` for what is no array of integers."""
     for what, values in (("symbols", array.symbols), ("exponents", array.exponents)):
         if not np.issubdtype(np.asarray(values).dtype, np.integer):
             raise MessageError(

@@ -44,7 +44,7 @@ def decoder_of(section: Section) -> Decoder:
 
 
 def trusted(kind: str) -> bool:
-    """Whether decoders of a kind are ours. A third party's are charged at their source, and their conduct is checked."""
+    """Whether decoders of a kind are ours. A third party's are charged at their source, and their conduct checked."""
     return _decoder_class(kind)[1]
 
 
@@ -62,19 +62,22 @@ def predicted(decoder: Decoder, inputs: Inputs, state: State) -> np.ndarray:
 
     **Raises:** `MessageError` unless there is one row of finite numbers a token.
     """
-    own = state
-    if type(decoder).__module__.partition(".")[0] not in PACKAGES:
-        own = check_alphabet(decoder.alphabet).accept(state, inputs.n_tokens)
-        values = None if inputs.values is None else np.array(inputs.values)
-        inputs = Inputs(np.array(inputs.tokens), np.array(inputs.scored), values)
-    prediction = np.array(decoder.predict(inputs, own), np.float32)
+    prediction = np.array(decoder.predict(*_told(decoder, inputs, state)), np.float32)
     if prediction.ndim != 2 or len(prediction) != state.n_tokens:
         raise MessageError(f"a prediction of shape {prediction.shape} for {state.n_tokens} tokens: one row a token")
     if not np.isfinite(prediction).all():
-        raise MessageError(
-            f"{(~np.isfinite(prediction)).sum()} of {prediction.size} predicted values are not finite"
-        )
+        raise MessageError(f"{(~np.isfinite(prediction)).sum()} of {prediction.size} predicted values are not finite")
     return prediction
+
+
+def _told(decoder: Decoder, inputs: Inputs, state: State) -> tuple[Inputs, State]:
+    """What a decoder reads; of its own, where it is not ours, so that it can change neither what others read nor what
+    is priced."""
+    if type(decoder).__module__.partition(".")[0] in PACKAGES:
+        return inputs, state
+    values = None if inputs.values is None else np.array(inputs.values)
+    copied = Inputs(np.array(inputs.tokens), np.array(inputs.scored), values)
+    return copied, check_alphabet(decoder.alphabet).accept(state, inputs.n_tokens)
 
 
 def special_section(constants: np.ndarray, steps: np.ndarray | float) -> Section:
@@ -109,7 +112,7 @@ class Receiver:
 
     @classmethod
     def of(cls, data: bytes) -> Receiver:
-'        """**Raises:** `MessageError` for bytes that are not a message of these sections, or where a third party's
+        """**Raises:** `MessageError` for bytes that are not a message of these sections, or where a third party's
         decoder is installed whose source is not what the message carries."""
         sections = decode_message(data)
         kinds = [s.kind for s in sections]
@@ -138,13 +141,14 @@ class Receiver:
     def reconstruct(self, inputs: Inputs, state: State, codes: DenseState | None) -> Reconstruction:
         """The region's outputs at the scored positions. **Raises:** `MessageError` for a prediction not finite."""
         prediction = predicted(self.decoder, inputs, state)
-        values, touched = prediction, [None, self.decoder.touched(inputs, state)]
+        values, touched = prediction, [None, self.decoder.touched(*_told(self.decoder, inputs, state))]
         if self.corrector is not None:
             assert codes is not None
             values = prediction + self.corrector.predict(inputs, codes)
             touched.append(codes.touched())
         touched += [None] * self.sources
-        return Reconstruction(prediction, values, tuple(touched), self.decoder.flops_per_token(inputs, state))
+        flops = self.decoder.flops_per_token(*_told(self.decoder, inputs, state))
+        return Reconstruction(prediction, values, tuple(touched), flops)
 
 
 @dataclass(frozen=True)

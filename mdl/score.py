@@ -126,6 +126,12 @@ def score(
         watch(f"fitting {type(decomposition).__name__}", index, len(decompositions))
         fitted.append(decomposition.fit(task.for_fitting()))
     names = [e.name for e in fitted]
+    for decomposition, name in zip(decompositions, names, strict=True):
+        if name == YARDSTICK and type(decomposition) is not plugins.load("decomposition", YARDSTICK):
+            raise ExplanationError(
+                f"{type(decomposition).__name__} calls its explanation {YARDSTICK!r}, which is the yardstick's name: "
+                "savings would be measured against a baseline of its own choice. Give it another name."
+            )
     if len(set(names)) < len(names):
         twice = sorted({n for n in names if names.count(n) > 1})
         raise ExplanationError(f"two explanations are called {', '.join(twice)}: a table needs distinct names")
