@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from estimators.conduct import Conduct
+from estimators.conduct import Conduct, bench_seal
 from estimators.fidelity import Attempt, Bench, Coding
 from estimators.first_use import static_curve
 from estimators.intervals import compare_pairs
@@ -64,6 +65,11 @@ class SurpriseAccounting:
         clean = self.bench.measure(split, outputs, kept)
         return Baselines(clean, self.bench.measure(split, np.zeros_like(outputs), np.zeros_like(kept)))
 
+    @cached_property
+    def sealed(self) -> Mapping[str, Any]:
+        """What the task was before anything was scored."""
+        return bench_seal(self.bench)
+
     @property
     def null_kl_bits(self) -> float:
         """KL of mean ablation, bits a token: what fidelities are fractions of."""
@@ -83,7 +89,7 @@ class SurpriseAccounting:
         **Raises:** `ExplanationError` if a fidelity cannot be met, or the explanation does not play by the rules
         (`estimators.conduct`).
         """
-        conduct = Conduct.of(self.bench, explanation)
+        conduct = Conduct.of(self.bench, explanation, self.sealed)
         solver = Solver(self.bench, explanation)
         conduct.check_decoder(solver.knobs)
         solutions: list[Solution] = []
@@ -103,6 +109,7 @@ class SurpriseAccounting:
         if BEHAVIOUR in phenomena:
             progress(f"{explanation.name} under behaviour", len(found), steps)
             found.append(self._behaviour(explanation, solver, solutions, conduct))
+        conduct.finish()
         curve = tuple(sorted({p for s in solutions for p in ((a.kl, a.rate) for a in s.attempts)}))
         notes = self.bench.evaluator.notes
         return [replace(f, score=replace(f.score, curve=curve, notes=(*f.score.notes, *notes))) for f in found]

@@ -8,21 +8,19 @@ order to encode it, and nobody changes the task.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import numpy as np
 import scipy.sparse
 
 from estimators.fidelity import Attempt, Bench, encoded
 from mdl.errors import ExplanationError, MessageError
 from mdl.message import QuantisedArray, Section, decode_message, encode_message
-from mdl.models.model import Model
 from mdl.protocols import Explanation, Inputs, Settings
 from mdl.receiver import decoder_of, predicted, trusted
+from mdl.seal import check_seal, seal
 from mdl.state import DenseState, IndexState, JoinedState, NoState, SparseState, State
 
 TOLERANCE = 1e-4  # of the prediction's spread: batches of other shapes may be summed in another order
@@ -30,7 +28,7 @@ TOLERANCE = 1e-4  # of the prediction's spread: batches of other shapes may be s
 
 @dataclass(frozen=True)
 class Conduct:
-    """Watches one explanation. `pristine` is a copy of it that never sees held-out data, `sealed` the task's digest."""
+    """Watches one explanation. `pristine` is a copy of it that never sees held-out data, `sealed` what the task was."""
 
     bench: Bench
     explanation: Explanation
@@ -38,16 +36,16 @@ class Conduct:
     sealed: Mapping[str, Any]
 
     @classmethod
-    def of(cls, bench: Bench, explanation: Explanation) -> Conduct:
+    def of(cls, bench: Bench, explanation: Explanation, sealed: Mapping[str, Any]) -> Conduct:
         """Before anything is encoded. **Raises:** `ExplanationError` for an explanation that cannot be copied."""
         try:
             pristine = copy.deepcopy(explanation)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ExplanationError(
-                f"{explanation.name} cannot be copied ({error}), so that nobody can tell whether it learns from held-out "
-                "data. Keep arrays and functions in it, no open files, locks or generators."
+                f"{explanation.name} cannot be copied ({error}), so that nobody can tell whether it learns from "
+                "held-out data. Keep arrays and functions in it, no open files, locks or generators."
             ) from error
-        return cls(bench, explanation, pristine, digests(bench))
+        return cls(bench, explanation, pristine, sealed)
 
     def check_decoder(self, knobs: Mapping[str, float]) -> None:
         """The decoder on a look at the probe data, before any long work. **Raises:** `ExplanationError`."""
@@ -71,33 +69,21 @@ class Conduct:
         if not trusted(stated.kind):
             section = decode_message(attempt.message.data)[1]
             check_decoder(name, section, self.bench.held_out.sample.inputs, attempt.state)
-        for what, digest in digests(self.bench).items():
-            if digest != self.sealed[what]:
-                raise ExplanationError(
-                    f"{name} changed the task while it was scored: {what} is not what it was. Everything would be "
-                    "measured against the changed one; copy an array before writing into it."
-                )
+
+    def finish(self) -> None:
+        """After the last setting. **Raises:** `ExplanationError` if the task is no longer what it was."""
+        check_seal(self.sealed, bench_seal(self.bench), self.explanation.name)
 
 
-def digests(bench: Bench) -> dict[str, Any]:
-    """What identifies the task's arrays: hashes of those that can be written into, the identities of those that cannot."""
-    task, found = bench.task, {}
-    for split in ("fit_activations", "tune_activations", "held_out"):
-        for name in ("tokens", "scored", "groups", "outputs", "inputs", "boundary"):
-            found[f"{name} of {split}"] = getattr(getattr(task, split), name)
-    for name, split in (("probe", bench.probe), ("held-out", bench.held_out)):
-        found |= {
+def bench_seal(bench: Bench) -> dict[str, Any]:
+    """What identifies the task and all that is measured against."""
+    further: dict[str, np.ndarray] = {}
+    for name, split in {"probe": bench.probe, "held-out": bench.held_out}.items():
+        further |= {
             f"outputs of the {name} sample": split.sample.outputs,
-            f"reference of the {name} data": split.reference,
+            f"M's own run on {name} data": split.reference,
         }
-    hashes: dict[str, Any] = {k: _hash(v) for k, v in found.items() if v is not None}
-    if isinstance(task.model, Model):
-        hashes["the model's weights"] = [id(leaf) for leaf in jax.tree.leaves(task.model.params)]
-    return hashes
-
-
-def _hash(array: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8).data, digest_size=16).digest()
+    return seal(bench.task, further)
 
 
 def check_decoder(name: str, section: Section, inputs: Inputs, state: State) -> None:
@@ -111,8 +97,8 @@ def check_decoder(name: str, section: Section, inputs: Inputs, state: State) -> 
     for _ in range(2):
         if predicted(again, inputs, state).tobytes() != first.tobytes():
             raise ExplanationError(
-                f"{name}: its decoder is not repeatable. Decoding the same message twice gives different bytes: it draws "
-                "random numbers, or keeps state between calls."
+                f"{name}: its decoder is not repeatable. Decoding the same message twice gives different bytes: it "
+                "draws random numbers, or keeps state between calls."
             )
     _check_independent(name, section, inputs, state, first, tolerance)
     _check_causal(name, section, inputs, state, first, tolerance)
@@ -131,8 +117,8 @@ def _check_independent(
     for decoder in (decoder_of(section), used):
         if _differ(predicted(decoder, chosen, told), first[rows], tolerance):
             raise ExplanationError(
-                f"{name}: its decoder keeps state between calls, or looks across sequences. A sequence decoded in other "
-                "company, or in another order, comes out otherwise: what it knows beyond its message was not sent."
+                f"{name}: its decoder keeps state between calls, or looks across sequences. A sequence decoded in "
+                "other company, or another order, comes out otherwise: what it knows beyond its message was not sent."
             )
 
 
@@ -149,9 +135,9 @@ def _check_causal(
         found = predicted(decoder_of(section), changed, told)[before[changed.scored]]
         if _differ(found, first[before[inputs.scored]], tolerance):
             raise ExplanationError(
-                f"{name} leaks the future: with other tokens, inputs and symbols from position {cut} on, its predictions "
-                "before that change. M is causal; what a token is told must come from it and those before it (is a gate "
-                "bidirectional, or a statistic taken over the whole sequence?)."
+                f"{name} leaks the future: with other tokens, inputs and symbols from position {cut} on, its "
+                "predictions before that change. M is causal; what a token is told must come from it and from those "
+                "before it (is a gate bidirectional, or a statistic taken over the whole sequence?)."
             )
 
 
@@ -173,8 +159,8 @@ def _check_touched(name: str, section: Section, inputs: Inputs, state: State, to
         unused = np.bincount(uses.indices, minlength=section.n_parts) == 0
         if unused.any() and _needs(section, unused, some, told, tolerance):
             raise ExplanationError(
-                f"{name} lies about what it touches: its decoder says that {unused.sum()} of {len(unused)} parts are not "
-                "needed for some tokens, so that nobody pays for them, but without them its predictions change."
+                f"{name} lies about what it touches: its decoder says that {unused.sum()} of {len(unused)} parts are "
+                "not needed for some tokens, so that nobody pays for them, but without them its predictions change."
             )
 
 
@@ -193,7 +179,7 @@ def _differ(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
 
 
 def _picked(inputs: Inputs, state: State, source: np.ndarray) -> tuple[Inputs, State, np.ndarray]:
-    """Inputs and state of sequences put together from others: position p of sequence i comes from sequence source[i, p].
+    """Inputs and state of sequences put together from others: position p of sequence i is that of source[i, p].
 
     **Returns:** these, and for each of their scored positions the row that it has in the original.
     """

@@ -149,9 +149,9 @@ def refuse_repeats(data: Dataset) -> None:
     again = repeats([data.fit, data.tune], data.held_out)
     if again.any():
         raise DataError(
-            f"{again.sum()} of {len(again)} held-out sequences are duplicates, of fit or tuning data or of one another: "
-            "a table that memorises them would be rewarded. Remove them, or build the data with mdl.data, which drops "
-            "them."
+            f"{again.sum()} of {len(again)} held-out sequences are duplicates, of fit or tuning data or of one "
+            "another: a table that memorises them would be rewarded. Remove them, or load the data with mdl.data, "
+            "which drops them."
         )
 
 

@@ -15,6 +15,7 @@ from mdl.errors import DataError, ExplanationError, TaskError
 from mdl.ledger import Score, Scorecard
 from mdl.models import Model, TorchModel, load_model
 from mdl.protocols import Decomposition
+from mdl.seal import check_seal, seal
 from mdl.task import ACTIVATIONS, BEHAVIOUR, DEFAULT_FIDELITIES, Task, build_task, parse_region
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -121,10 +122,11 @@ def score(
     phenomena, fidelities = check_phenomena(task.region.output, phenomena, fidelities)
     check_horizon(horizon)
     fitted = []
-    decompositions = list(explanations)
+    decompositions, sealed = list(explanations), seal(task)
     for index, decomposition in enumerate(decompositions):
         watch(f"fitting {type(decomposition).__name__}", index, len(decompositions))
         fitted.append(decomposition.fit(task.for_fitting()))
+    check_seal(sealed, seal(task), "fitting an explanation")
     names = [e.name for e in fitted]
     for decomposition, name in zip(decompositions, names, strict=True):
         if name == YARDSTICK and type(decomposition) is not plugins.load("decomposition", YARDSTICK):

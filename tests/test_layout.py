@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "mdl.decoder_rules": {"mdl.errors"},
     "mdl.decoder_source": {"mdl.errors", "mdl.decoder_rules", "mdl.message", "mdl.plugins"},
     "mdl.task": {"mdl.errors", "mdl.data", "mdl.models", "mdl.protocols"},
+    "mdl.seal": {"mdl.errors", "mdl.models", "mdl.task"},
     "mdl.report": REPORT,
 }
 # What starts a program may reach everything below it.
