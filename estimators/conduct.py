@@ -8,6 +8,7 @@ order to encode it, and nobody changes the task.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,7 @@ from mdl.receiver import decoder_of, predicted, trusted
 from mdl.seal import check_seal, seal
 from mdl.state import DenseState, IndexState, JoinedState, NoState, SparseState, State
 
+SECONDS = (2.0, 0.005)  # of one core that decoding may take: at least, and a token
 TOLERANCE = 1e-4  # of the prediction's spread: batches of other shapes may be summed in another order
 
 
@@ -55,6 +57,7 @@ class Conduct:
         settings = Settings(bench.horizon, spread / 4, metric.root, dict(knobs))
         section = self.explanation.section(settings)
         if not trusted(section.kind):
+            bench.source_sections(section.kind)  # refused before it runs
             state = encoded(self.explanation, section, bench.probe.sample, settings)
             check_decoder(self.explanation.name, section, bench.probe.sample.inputs, state)
 
@@ -91,7 +94,14 @@ def check_decoder(name: str, section: Section, inputs: Inputs, state: State) -> 
 
     **Raises:** `ExplanationError`, which names the cheat.
     """
+    started = time.process_time()
     first = predicted(decoder_of(section), inputs, state)
+    spent, allowed = time.process_time() - started, max(SECONDS[0], SECONDS[1] * inputs.n_tokens)
+    if spent > allowed:
+        raise ExplanationError(
+            f"{name}: its decoder takes {spent:.1f} s of one core for {inputs.n_tokens} tokens; {allowed:.1f} s are "
+            "allowed. Computing is not charged in bits, so it is bounded: a decoder that trains or searches is refused."
+        )
     tolerance = TOLERANCE * float(first.std() + np.abs(first).mean())
     again = decoder_of(section)
     for _ in range(2):
