@@ -137,9 +137,9 @@ def judge_on() -> Callable[[Task], Judge]:
 @pytest.fixture(scope="session")
 def honest(judge: Judge) -> dict[str, Score]:
     """What the cheats are measured against."""
+    from cheating import senders
     from cheating.senders import Rows, clusters, means_by_key
 
-    from cheating import senders
     from decompositions.baselines import Nothing, TokenTable
 
     def tokens(task: Task) -> Rows:

@@ -20,7 +20,7 @@ class NoisyDecoder:
         return IndexAlphabet(len(self.centroids))
 
     def predict(self, inputs, state):
-        return self.centroids[state.indices] + np.random.standard_normal(self.centroids.shape[1])
+        return self.centroids[state.indices] + np.random.standard_normal(self.centroids.shape[1])  # noqa: NPY002
 
     def touched(self, inputs, state):
         return state.touched()
