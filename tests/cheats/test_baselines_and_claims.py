@@ -50,7 +50,7 @@ def test_other_horizon(honest, outcome):
         merged(ours, ours)
     assert [s.explanation for s in merged(ours, Scorecard(here, (honest["tokens"],))).scores] == ["nothing", "tokens"]
     tried = honest["tokens"].static  # every N of the grid is shown, not one
-    assert len(tried.tokens) > 80
+    assert len(tried.tokens) >= 80
     assert tried.tokens[0] == 1
     assert tried.tokens[-1] >= 1e9
 

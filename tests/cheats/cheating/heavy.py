@@ -22,7 +22,7 @@ class HeavyDecoder:
     def predict(self, inputs, state):
         found = self.centroids
         for _ in range(3000):
-            found = np.linalg.qr(found)[0] + self.centroids
+            found = np.linalg.qr(found.T)[0].T + self.centroids
         return found[state.indices] * 0.0 + self.centroids[state.indices]
 
     def touched(self, inputs, state):
