@@ -26,7 +26,7 @@ from estimators.verification.audit import Finding, audit
 from mdl.ledger import Comparison, Entry, Score, Scorecard, ratio_stderr
 from mdl.message import Message
 from mdl.protocols import Explanation, Settings
-from mdl.receiver import Streams
+from mdl.receiver import Receiver, Streams
 from mdl.state import StreamLength
 from mdl.task import ACTIVATIONS, BEHAVIOUR, Task
 
@@ -145,7 +145,10 @@ class SurpriseAccounting:
         streams = Streams.write(attempt.state, attempt.residual)
         transcript = Transcript.of(streams, attempt.state, attempt.residual, attempt.received)
         settings: dict[str, float | str] = {"metric": attempt.metric, "step": attempt.step, **attempt.settings.knobs}
-        score = self.account(replace(claim, settings=settings), attempt.message, transcript, attempt.damage)
+        alone, special = attempt.damage, Receiver.of(attempt.message.data).special
+        if attempt.residual is not None:
+            alone = self.bench.measure(self.bench.held_out, transcript.prediction, special)
+        score = self.account(replace(claim, settings=settings), attempt.message, transcript, attempt.damage, alone)
         return Scored(score, attempt.message.data, streams)
 
     def account(
@@ -154,12 +157,12 @@ class SurpriseAccounting:
         message: Message,
         transcript: Transcript,
         damage: Damage,
-        alone: Damage | None = None,
+        alone: Damage,
     ) -> Score:
         """The score of what was received.
 
         **Arguments:** `damage`: what its values do to M's predictions; `alone`: what the explanation's prediction does
-        without the residual coder, measured here where it is not given.
+        without the residual coder.
         """
         groups, n = self.bench.held_out.activations.group_sums, transcript.n_tokens
         kl_stderr = ratio_stderr(groups(damage.kl_bits), self._sizes)
@@ -173,7 +176,6 @@ class SurpriseAccounting:
         if claim.phenomenon == BEHAVIOUR:
             entries.append(Entry("KL", "residual", float(damage.kl_bits.mean()), kl_stderr, *KL_SOURCE))
             bits = bits + groups(damage.kl_bits)
-            alone = damage
         else:
             # What meeting eps exactly, by sequence, would have cost: KL's own sampling error enters the interval.
             assert claim.fidelity is not None
@@ -230,14 +232,12 @@ class SurpriseAccounting:
         stderr = ratio_stderr(sums, self._sizes) if length.total else 0.0
         return Entry(column, column, 8.0 * size / n, stderr, "coded", length.code, RATE_SOURCE)
 
-    def _beside(self, transcript: Transcript, alone: Damage | None) -> Mapping[str, float]:
+    def _beside(self, transcript: Transcript, alone: Damage) -> Mapping[str, float]:
         """Of the explanation's own prediction, without the residual coder: as people use it."""
-        split = self.bench.held_out
-        if alone is None:
-            alone = self.bench.measure(split, transcript.prediction, self.bench.special[1])
+        outputs = self.bench.held_out.sample.outputs
         return {
             "l0": transcript.l0,
-            "explained_variance": explained_variance(split.sample.outputs, transcript.prediction),
+            "explained_variance": explained_variance(outputs, transcript.prediction),
             **recovered(alone, self.baselines),
             "prediction_kl_bits": float(np.mean(alone.kl_bits)),
             "flops_ratio": transcript.flops / self.task.description["region_flops"],

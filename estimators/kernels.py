@@ -111,6 +111,13 @@ class RegionEvaluator(Protocol):
         """d log p(y) / d output at the scored positions, nats per unit, [n, d]; y is sampled from M itself."""
         ...
 
+    def logits(self, activations: Activations, reference: np.ndarray) -> np.ndarray:
+        """Predictions from what `reference` returns (for M_E: of activations with its outputs), float32 [n, v].
+
+        At the scored positions of a few sequences: all of them are held at once.
+        """
+        ...
+
 
 def evaluator_for(model: Model | TorchModel, region: Region) -> RegionEvaluator:
     """Compiled JAX kernels, or the slower torch path for a module without an adapter."""
@@ -166,6 +173,10 @@ class Evaluator:
 
         return jax.jit(jax.grad(log_likelihood))
 
+    @cached_property
+    def _logits(self) -> Callable[..., Array]:
+        return jax.jit(lambda params, hidden: self._head(params, hidden).astype(jnp.float32))
+
     def reference(self, activations: Activations) -> np.ndarray:
         """M's own final hidden states, [sequences, positions, d]: computed once, used by every evaluation."""
         return self.hidden(activations, activations.outputs)
@@ -212,6 +223,14 @@ class Evaluator:
             for s in batches(activations)
         ]
         return np.concatenate(parts)[activations.scored]
+
+    def logits(self, activations: Activations, reference: np.ndarray) -> np.ndarray:
+        """Predictions from final hidden states [sequences, positions, d], scored tokens only, float32 [n, v]."""
+        parts = [
+            np.asarray(self._logits(self.model.params, reference[s]))[activations.scored[s]]
+            for s in batches(activations, CHUNK_TOKENS)
+        ]
+        return np.concatenate(parts)
 
 
 def next_tokens(tokens: np.ndarray) -> np.ndarray:

@@ -78,6 +78,15 @@ class TorchEvaluator:
         ]
         return np.concatenate(parts)[activations.scored]
 
+    def logits(self, activations: Activations, reference: np.ndarray) -> np.ndarray:
+        """Predictions with `reference` [sequences, positions, d] in the region's place, scored tokens only, [n, v]."""
+        with torch.no_grad():
+            parts = [
+                self._logits(activations.tokens[s], reference[s]).float().cpu().numpy()[activations.scored[s]]
+                for s in batches(activations, CHUNK_TOKENS)
+            ]
+        return np.concatenate(parts)
+
     def _logits(self, tokens: np.ndarray, values: np.ndarray) -> torch.Tensor:
         """Logits with the region's outputs replaced, [sequences, positions, v]."""
         if self.region.output == "logits":

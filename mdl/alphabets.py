@@ -35,7 +35,7 @@ class Alphabet(Protocol):
         ...
 
 
-def _expect(state: Any, kind: type[State], n_tokens: int) -> None:
+def _expect(state: Any, kind: Any, n_tokens: int) -> None:
     if type(state) is not kind:
         raise ExplanationError(
             f"the decoder reads a {kind.__name__}, the explanation's encode returned {type(state).__name__}: only what "

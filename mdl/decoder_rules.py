@@ -1,7 +1,8 @@
 """What the source of a third party's decoder may not contain: the ways in which bits come in without being paid.
 
-The rules are about what can be read off the syntax tree. They leave a decoder numpy, sparse matrices, and the arrays of
-its section; anything else, and any place to keep something between calls, is refused with the name of the cheat.
+They leave a decoder numpy, sparse matrices, and the arrays of its section; anything else, and any place to keep
+something between calls, is refused with the name of the cheat. They go by the syntax tree, and so they are not complete
+(an alias of an object's own dictionary passes): a program (`mdl.program`) is the strict way.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from mdl.errors import ExplanationError
 ALLOWED = (
     *("__future__", "collections.abc", "dataclasses", "math", "typing"),
     *("numpy", "numpy.linalg", "numpy.typing", "scipy.sparse", "scipy.special"),
-    *("mdl.alphabets", "mdl.errors", "mdl.message", "mdl.protocols", "mdl.state", "mdl.program"),
+    *("mdl.alphabets", "mdl.errors", "mdl.message", "mdl.program", "mdl.protocols", "mdl.state"),
 )
 CACHES = "a cache: nothing is kept between calls that the message did not bring"
 FILES = "reading files: a decoder's only source is its section of the message"
@@ -120,6 +121,8 @@ Offence = tuple[int, str, str]
 
 
 def _offences(tree: ast.Module) -> Iterator[Offence]:
+    imports = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    roots = {(a.asname or a.name).partition(".")[0] for n in imports for a in n.names}
     yield from _at_the_top(tree.body)
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
@@ -131,7 +134,7 @@ def _offences(tree: ast.Module) -> Iterator[Offence]:
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             yield from _imports(node)
         elif isinstance(node, ast.Attribute):
-            yield from _attribute(node)
+            yield from _attribute(node, roots)
         elif isinstance(node, ast.Name):
             yield from _name(node)
         elif isinstance(node, ast.Call):
@@ -162,6 +165,10 @@ def _in_a_class(node: ast.ClassDef) -> Iterator[Offence]:
         field = isinstance(value, ast.Call) and ast.unparse(value.func).split(".")[-1] == "field"
         if value is not None and not field and not _is_constant(value):
             yield one.lineno, f"a class attribute that can be changed: `{_short(one)}`", CACHES
+    for decorator in node.decorator_list:
+        written = ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
+        if written.split(".")[-1] not in ("dataclass", "final", "runtime_checkable"):
+            yield decorator.lineno, f"the decorator @{written}", ESCAPE
     if node.keywords:
         yield node.lineno, f"class {node.name} has a metaclass or other keywords", ESCAPE
 
@@ -182,7 +189,8 @@ def _imports(node: ast.Import | ast.ImportFrom) -> Iterator[Offence]:
         if alias.name == "*":
             yield node.lineno, "`import *`", INSTALLED
         if isinstance(node, ast.ImportFrom) and node.module != "__future__":
-            reason = _reason(ATTRIBUTES, alias.name) or (ESCAPE if alias.name.startswith("_") else "")
+            reason = _reason(ATTRIBUTES, alias.name) or _reason(MODULES, alias.name)
+            reason = reason or (ESCAPE if alias.name.startswith("_") else "")
             if reason and not node.level:
                 yield node.lineno, f"the name {alias.name!r} of {node.module}", reason
         elif isinstance(node, ast.Import) and "." in alias.name and not alias.asname and alias.name != "scipy.sparse":
@@ -193,15 +201,28 @@ def _imports(node: ast.Import | ast.ImportFrom) -> Iterator[Offence]:
             )
 
 
-def _attribute(node: ast.Attribute) -> Iterator[Offence]:
-    if _reason(ATTRIBUTES, node.attr):
-        yield node.lineno, f"the attribute .{node.attr}", _reason(ATTRIBUTES, node.attr)
+def _attribute(node: ast.Attribute, roots: set[str]) -> Iterator[Offence]:
+    root = _root(node)
+    imported = root in roots
+    # Every module leaves what it imports itself within reach: `typing.sys`.
+    reason = _reason(ATTRIBUTES, node.attr) or (
+        _reason(MODULES, node.attr) if imported and node.attr != "random" else ""
+    )
+    if reason:
+        yield node.lineno, f"the attribute .{node.attr}", reason
     elif node.attr.startswith("__") and node.attr not in ("__name__", "__init__"):
         yield node.lineno, f"the attribute .{node.attr}", ESCAPE
-    elif isinstance(node.value, ast.Name) and node.value.id == "scipy" and node.attr != "sparse":
+    elif root == "scipy" and isinstance(node.value, ast.Name) and node.attr != "sparse":
         yield node.lineno, f"scipy.{node.attr}", INSTALLED
-    elif isinstance(node.value, ast.Name) and node.value.id in ("np", "numpy") and node.attr.startswith("_"):
-        yield node.lineno, f"numpy's private {node.attr}", INSTALLED
+    elif imported and node.attr.startswith("_"):
+        yield node.lineno, f"{root}'s private {node.attr}", INSTALLED
+
+
+def _root(node: ast.expr) -> str:
+    """The name that a chain of attributes and items begins with."""
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def _name(node: ast.Name) -> Iterator[Offence]:
@@ -223,33 +244,25 @@ def _call(node: ast.Call) -> Iterator[Offence]:
 
 
 def _kept(node: ast.AST, inside: str) -> Iterator[Offence]:
-    """Attributes that are assigned or changed outside a constructor: places where something outlasts a call."""
+    """Attributes that are assigned or changed, but for a constructor's own: places where something outlasts a call."""
     for child in ast.iter_child_nodes(node):
         name = child.name if isinstance(child, ast.FunctionDef) else inside
-        targets: list[ast.expr] = []
-        if isinstance(child, ast.Assign):
-            targets = child.targets
-        elif isinstance(child, (ast.AugAssign, ast.AnnAssign, ast.For)):
-            targets = [child.target]
-        for target in targets:
-            if inside not in CONSTRUCTORS and any(_is_attribute(t) for t in ast.walk(target)):
-                yield target.lineno, f"something is kept in `{ast.unparse(target)}`", CACHES
         called = child.func if isinstance(child, ast.Call) and isinstance(child.func, ast.Attribute) else None
-        if (
-            called
-            and called.attr in CHANGING
-            and isinstance(called.value, ast.Attribute)
-            and inside not in CONSTRUCTORS
-        ):
-            yield called.lineno, f"something is kept by `{ast.unparse(called)}`", CACHES
+        kept: ast.expr | None = None
+        if isinstance(child, (ast.Attribute, ast.Subscript)) and isinstance(child.ctx, (ast.Store, ast.Del)):
+            kept = child if _holds_attribute(child) else None
+        elif called is not None and called.attr in CHANGING and _holds_attribute(called.value):
+            kept = called
+        if kept is not None and not (inside in CONSTRUCTORS and _root(kept) == "self"):
+            yield kept.lineno, f"something is kept by `{ast.unparse(kept)}`", CACHES
         yield from _kept(child, name)
 
 
-def _is_attribute(node: ast.AST) -> bool:
-    """Whether a target is an attribute, or an item of one."""
-    stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del))
-    item = isinstance(node, ast.Subscript) and isinstance(node.ctx, (ast.Store, ast.Del))
-    return stored or (item and isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute))
+def _holds_attribute(node: ast.expr) -> bool:
+    """Whether a chain of attributes and items has an attribute in it."""
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    return isinstance(node, ast.Attribute)
 
 
 def _is_constant(node: ast.AST | None) -> bool:

@@ -195,18 +195,11 @@ def compare(
     loaded = _loaded(model)
     horizon = DEFAULT_HORIZON if horizon is None else horizon
     region = region or (EMBEDDED_REGION if model is None else _middle(loaded))
-    wanted = list(explanations) if explanations else default_explanations(loaded, region)
-    if explanations and YARDSTICK not in wanted:
-        wanted.insert(0, YARDSTICK)
-    decompositions = [plugins.make_decomposition(e) if isinstance(e, str) else e for e in wanted]
+    decompositions = _decompositions(explanations, loaded, region)
     place = parse_region(region, loaded)
     check_phenomena(place.output, phenomena, fidelities)
     for n in (horizon, *envelope):
         check_horizon(n)
-    width = loaded.site_width(place.output)
-    for decomposition in decompositions:
-        if check := getattr(decomposition, "check", None):
-            check(place.output, width, loaded.name)
     data = load_data(loaded, text=text, tokens=tokens, dataset=dataset, context=context, sequences=sequences, seed=seed)
     task = build_task(loaded, region, data, progress or _silent)
     task = replace(task, description={**task.description, "model_source": _source(model)})
@@ -226,6 +219,21 @@ def compare(
     if out is not None:
         write(card, messages, data, Path(out))
     return card
+
+
+def _decompositions(
+    wanted: Sequence[str | Decomposition] | None, model: Model | TorchModel, region: str
+) -> list[Decomposition]:
+    """The yardstick and what is asked for, or the defaults; refused before any long work where they do not fit."""
+    chosen = list(wanted) if wanted else default_explanations(model, region)
+    if wanted and YARDSTICK not in chosen:
+        chosen.insert(0, YARDSTICK)
+    decompositions = [plugins.make_decomposition(e) if isinstance(e, str) else e for e in chosen]
+    output = parse_region(region, model).output
+    for decomposition in decompositions:
+        if check := getattr(decomposition, "check", None):
+            check(output, model.site_width(output), model.name)
+    return decompositions
 
 
 def write(card: Scorecard, messages: dict[str, bytes], data: Dataset, out: Path) -> None:

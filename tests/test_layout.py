@@ -35,7 +35,10 @@ ALLOWED: dict[str, set[str]] = {
         *("mdl.errors", "mdl.codes", "mdl.message", "mdl.state"),
         *("mdl.alphabets", "mdl.decoder_source", "mdl.plugins", "mdl.protocols", "mdl.transform_coding"),
     },
-    "mdl.program": {"mdl.program", "mdl.errors", "mdl.codes", "mdl.message", "mdl.state", "mdl.protocols"},
+    "mdl.program": {
+        *("mdl.errors", "mdl.codes", "mdl.message", "mdl.state"),
+        *("mdl.alphabets", "mdl.protocols", "mdl.program"),
+    },
     "mdl.decoder_rules": {"mdl.errors"},
     "mdl.decoder_source": {"mdl.errors", "mdl.decoder_rules", "mdl.message", "mdl.plugins"},
     "mdl.task": {"mdl.errors", "mdl.data", "mdl.models", "mdl.protocols"},

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from estimators.certify import Certificate, audit_seed, certify
 from estimators.kernels import Evaluator
 from estimators.transcript import Claim, Transcript
 from estimators.verification.job import Job
@@ -89,23 +90,28 @@ def audit(accounting: SurpriseAccounting, card: Scorecard, sent: Mapping[str, tu
                     _exact(where, "message encoded again", data.hex(), message.data.hex()),
                     _exact(where, "integers decoded with 1 and 2 threads", *hashes),
                 ]
-                again = _account_again(accounting, score, message, outs[0], name)
+                again, certificate = _account_again(accounting, score, message, outs[0], name)
                 findings += _differences(where, score, again)
+                findings.append(_certified(where, certificate))
                 found.append(again)
     return findings + _compared(card, accounting.compare(found))
 
 
-def _account_again(accounting: SurpriseAccounting, score: Score, message: Message, out: Out, name: str) -> Score:
-    """A score worked out from what a receiver left of it; its files are removed."""
+def _account_again(
+    accounting: SurpriseAccounting, score: Score, message: Message, out: Out, name: str
+) -> tuple[Score, Certificate]:
+    """A score worked out from what a receiver left of it, and its KL certified; the files are removed."""
     split, evaluator = accounting.bench.held_out, accounting.bench.evaluator
     assert isinstance(evaluator, Evaluator)
     path, hidden_path = out.wait(f"{name}.npz"), out.wait(f"{name}.hidden.npz")
     with np.load(hidden_path, allow_pickle=False) as hidden:
         damage, alone = (evaluator.compare(split.activations, split.reference, hidden[k]) for k in ("values", "alone"))
+        seed = audit_seed(message.data)
+        certificate = certify(evaluator, split.activations, split.reference, hidden["values"], damage.kl_bits, seed)
     transcript = Transcript.load(path)
     path.unlink()
     hidden_path.unlink()
-    return accounting.account(Claim.of(score), message, transcript, damage, alone)
+    return accounting.account(Claim.of(score), message, transcript, damage, alone), certificate
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,13 @@ def _threads(count: int) -> dict[str, str]:
     }
 
 
+def _certified(where: str, certificate: Certificate) -> Finding:
+    """Samples of M, really coded under M_E and under M: the difference in length is the KL of the same tokens."""
+    error = f"±{certificate.stderr:.2g}"
+    figure = f"KL of {certificate.tokens:,} tokens, as {certificate.draws} samples of each were coded ({error})"
+    return Finding(where, figure, certificate.kl_bits, certificate.difference, certificate.agrees)
+
+
 def _exact(where: str, figure: str, claimed: str, found: str) -> Finding:
     return Finding(where, figure, claimed[:12], found[:12], claimed == found)
 
@@ -173,8 +186,9 @@ def _measured(where: str, figure: str, claimed: Any, found: Any) -> Finding:
 def _agree(claimed: Any, found: Any, tolerance: float) -> bool:
     if isinstance(claimed, float | int) and isinstance(found, float | int):
         both_nan = math.isnan(claimed) and math.isnan(found)
-        return both_nan or claimed == found or math.isclose(claimed, found, rel_tol=tolerance, abs_tol=tolerance)
-    return claimed == found
+        close = math.isclose(claimed, found, rel_tol=tolerance, abs_tol=tolerance)
+        return both_nan or bool(claimed == found) or close
+    return bool(claimed == found)
 
 
 def _differences(where: str, score: Score, again: Score) -> Iterator[Finding]:

@@ -4,6 +4,6 @@
 """
 
 from mdl.program.builder import Node, Program, prices, render
-from mdl.program.decoder import Alphabet, ProgramDecoder
+from mdl.program.decoder import ProgramDecoder
 
-__all__ = ["Alphabet", "Node", "Program", "ProgramDecoder", "prices", "render"]
+__all__ = ["Node", "Program", "ProgramDecoder", "prices", "render"]

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import scipy.sparse
 
-from mdl.errors import MessageError
+from mdl.alphabets import Alphabet, DenseAlphabet, IndexAlphabet, JoinedAlphabet, NoAlphabet, SparseAlphabet
+from mdl.errors import ExplanationError, MessageError
 from mdl.message import Section
 from mdl.program.machine import Arrays, Tape, Value, execute, ids_of, rows_found
 from mdl.program.opcodes import Instruction, from_integers
 from mdl.program.shapes import EVER, EVERY, NO_PART, PARTS, TOKENS, Scope, Touch, Type, flops, infer
 from mdl.protocols import Inputs
-from mdl.state import DenseState, IndexState, NoState, SparseState, State
+from mdl.state import DenseState, IndexState, JoinedState, SparseState, State
 
 KIND = "program"
 MAX_FLOPS = 1 << 30  # a token
@@ -31,22 +31,6 @@ MAX_STATIC_NUMBERS = 1 << 27  # of all static values together: 512 MiB
 MAX_CLASSES = 256
 BLOCK_NUMBERS = 1 << 25  # token values held at a time, unless one sequence has more
 STATES = ("state_sparse", "state_dense", "state_index")
-
-
-@dataclass(frozen=True)
-class Alphabet:
-    """The state symbols that a program reads.
-
-    `dense`: `width` columns, each a part where `parts` is set; `sparse`: any of `n_parts` features, values signed or
-    not, of the `classes` [n_parts]; `index`: one of `n_parts`.
-    """
-
-    kind: Literal["none", "dense", "sparse", "index"]
-    width: int = 0
-    n_parts: int = 0
-    parts: bool = False
-    signed: bool = False
-    classes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -78,19 +62,13 @@ class ProgramDecoder:
         arrays = Arrays(headers, parts)
         return cls(instructions, types, scope, arrays, _static_values(instructions, types, arrays))
 
+    @property
     def alphabet(self) -> Alphabet:
-        """What state the program reads. **Raises:** `MessageError` for classes that are not integers of [0, 256)."""
-        place = self._state_place()
-        if place is None:
-            return Alphabet("none")
-        one = self.instructions[place]
-        if one.opcode.name == "state_index":
-            return Alphabet("index", n_parts=self.scope.n_parts)
-        if one.opcode.name == "state_dense":
-            own = self.types[place].columns == PARTS
-            return Alphabet("dense", self.scope.length(self.types[place].columns), parts=own)
-        classes = _classes(self.static[one.operands[0]])
-        return Alphabet("sparse", n_parts=self.scope.n_parts, signed=bool(one.attributes[0]), classes=classes)
+        """What the program is told: that of its state instruction, or of several, one after the other."""
+        found = [self._alphabet(place) for place in self._state_places()]
+        if len(found) > 1:
+            return JoinedAlphabet(tuple(found))
+        return found[0] if found else NoAlphabet()
 
     def predict(self, inputs: Inputs, state: State) -> np.ndarray:
         """The region's outputs at the scored positions, float32 [n, d].
@@ -98,14 +76,14 @@ class ProgramDecoder:
         **Raises:** `MessageError` if the state is not of the program's alphabet, the region's inputs are not what it
         reads, it takes too many operations for this state, or the result is not finite.
         """
-        rows = self._rows(inputs, state)
+        symbols = self._symbols(inputs, state)
         spent = self.flops_per_token(inputs, state)
         if spent > MAX_FLOPS:
             raise MessageError(_too_much("operations a token with this state", spent, MAX_FLOPS))
         blocks = _blocks(
             inputs, max(1, BLOCK_NUMBERS // max(1, _token_numbers(self.instructions, self.types, self.scope)))
         )
-        outputs = [self._run(_tape(inputs, rows, *block)) for block in blocks]
+        outputs = [self._run(_tape(inputs, symbols, *block)) for block in blocks]
         width = self.types[-1].columns
         output = np.concatenate(outputs) if outputs else np.zeros((0, width), np.float32)
         if not np.isfinite(output).all():
@@ -122,8 +100,8 @@ class ProgramDecoder:
         last, n_parts = self.types[-1], self.scope.n_parts
         if EVERY in last.touches or (last.rows != TOKENS and last.needs != NO_PART) or not self.scope.parts:
             return None
-        rows = self._rows(inputs, state)
-        tape = Tape(inputs.tokens, inputs.scored, inputs.values, rows)
+        symbols = self._symbols(inputs, state)
+        tape = Tape(inputs.tokens, inputs.scored, inputs.values, symbols)
         total = scipy.sparse.csr_array((inputs.n_tokens, n_parts), dtype=np.int32)
         for touch in sorted(last.touches):
             total = total + self._touch(tape, touch)
@@ -131,37 +109,35 @@ class ProgramDecoder:
 
     def flops_per_token(self, inputs: Inputs, state: State) -> float:
         """Operations a token of `predict`, counted from the instructions and the number of symbols that are on."""
-        active = len(state.values) / max(state.n_tokens, 1) if isinstance(state, SparseState) else 1.0
+        first = state.streams[0] if isinstance(state, JoinedState) else state
+        active = len(first.values) / max(state.n_tokens, 1) if isinstance(first, SparseState) else 1.0
         return _flops(self.instructions, self.types, self.scope, active, static=False)
 
-    def _state_place(self) -> int | None:
-        places = [i for i, one in enumerate(self.instructions) if one.opcode.name in STATES]
-        return places[0] if places else None
+    def _state_places(self) -> list[int]:
+        return [place for place, one in enumerate(self.instructions) if one.opcode.name in STATES]
 
-    def _rows(self, inputs: Inputs, state: State) -> Value | None:
-        """The state's symbols, a row a token, once they are known to be of the program's alphabet."""
-        alphabet, n = self.alphabet(), inputs.n_tokens
-        expected = {"none": NoState, "dense": DenseState, "sparse": SparseState, "index": IndexState}[alphabet.kind]
-        if not isinstance(state, expected) or state.n_tokens != n:
-            raise MessageError(
-                f"the program reads {expected.__name__} for {n} tokens, not {type(state).__name__} for {state.n_tokens}"
-            )
-        if isinstance(state, SparseState | IndexState) and state.n_parts != alphabet.n_parts:
-            raise MessageError(f"symbols for {state.n_parts} parts, but the section has {alphabet.n_parts}")
-        if isinstance(state, SparseState):
-            if state.signed != alphabet.signed or not np.array_equal(state.classes, np.asarray(alphabet.classes)):
-                raise MessageError("symbols under other classes of values, or another sign, than the section declares")
-            return state.matrix().astype(np.float32)
-        if isinstance(state, IndexState):
-            if state.indices.size and not 0 <= state.indices.min() <= state.indices.max() < state.n_parts:
-                raise MessageError(f"indices {state.indices.min()} to {state.indices.max()} of {state.n_parts} parts")
-            return state.indices
-        if isinstance(state, DenseState):
-            if state.values.shape[1] != alphabet.width or state.parts != alphabet.parts:
-                given = f"{state.values.shape[1]} symbols a token, parts={state.parts}"
-                raise MessageError(f"{given}; the program reads {alphabet.width}, parts={alphabet.parts}")
-            return state.values.astype(np.float32)
-        return None
+    def _alphabet(self, place: int) -> Alphabet:
+        """Of one state instruction."""
+        one = self.instructions[place]
+        if one.opcode.name == "state_index":
+            return IndexAlphabet(self.scope.n_parts)
+        if one.opcode.name == "state_dense":
+            columns = self.types[place].columns
+            return DenseAlphabet(self.scope.length(columns), columns == PARTS)
+        return SparseAlphabet(_classes(self.static[one.operands[0]]), bool(one.attributes[0]))
+
+    def _symbols(self, inputs: Inputs, state: State) -> dict[int, Value]:
+        """The symbols that each state instruction reads, a row a token.
+
+        **Raises:** `MessageError` if the state is not of the program's alphabet.
+        """
+        places = self._state_places()
+        try:
+            accepted = self.alphabet.accept(state, inputs.n_tokens)
+        except ExplanationError as error:
+            raise MessageError(f"the program cannot read this state: {error}") from error
+        streams = accepted.streams if isinstance(accepted, JoinedState) else (accepted,)
+        return {place: _rows(stream) for place, stream in zip(places, streams, strict=False)}
 
     def _run(self, tape: Tape) -> np.ndarray:
         """The prediction for a block of sequences; a value is dropped after its last use."""
@@ -171,7 +147,7 @@ class ProgramDecoder:
             if self.types[place].rows != TOKENS:
                 continue
             operands = tuple(self.static[o] if o in self.static else values[o] for o in one.operands)
-            values[place] = execute(one, operands, tape, self.arrays)
+            values[place] = execute(one, place, operands, tape, self.arrays)
             for operand in one.operands:
                 if last_use[operand] == place:
                     values.pop(operand, None)
@@ -204,10 +180,20 @@ class ProgramDecoder:
             rows, columns = np.flatnonzero(found), position[found]
             return scipy.sparse.csr_array((np.ones(len(rows), np.int32), (rows, columns)), shape=(len(found), n_parts))
         if one.opcode.name == "state_index":
-            indices = np.asarray(tape.state)
+            indices = np.asarray(tape.symbols[source])
             ones = np.ones(len(indices), np.int32)
             return scipy.sparse.csr_array((ones, (np.arange(len(indices)), indices)), shape=(len(indices), n_parts))
-        return scipy.sparse.csr_array(scipy.sparse.csr_array(tape.state) != 0).astype(np.int32)
+        return scipy.sparse.csr_array(scipy.sparse.csr_array(tape.symbols[source]) != 0).astype(np.int32)
+
+
+def _rows(state: State) -> Value:
+    """A state's symbols, a row a token."""
+    if isinstance(state, SparseState):
+        return state.matrix().astype(np.float32)
+    if isinstance(state, IndexState):
+        return state.indices
+    assert isinstance(state, DenseState)
+    return state.values.astype(np.float32)
 
 
 def check_whole(instructions: tuple[Instruction, ...], types: tuple[Type, ...]) -> None:
@@ -220,8 +206,13 @@ def check_whole(instructions: tuple[Instruction, ...], types: tuple[Type, ...]) 
     if last.index or last.columns == PARTS or last.rows not in (TOKENS, 1):
         raise MessageError(f"the last value is {last.text()}; a prediction is [tokens, width], or [1, width] for all")
     names = [one.opcode.name for one in instructions]
-    if sum(name in STATES for name in names) > 1:
-        raise MessageError("a program reads its state once: use that value again")
+    states = [place for place, name in enumerate(names) if name in STATES]
+    beside = [place for place in states[1:] if names[place] != "state_dense" or types[place].columns == PARTS]
+    if beside or (len(states) > 1 and names[states[0]] == "state_dense"):
+        raise MessageError(
+            f"a program reads the states {[names[p] for p in states]}: after sparse symbols or an index only dense "
+            "ones may follow, that belong to no parts. The value of a state can be used again; it is read once."
+        )
     over_parts = [p for p, n in enumerate(names) if n == "table" and types[instructions[p].operands[1]].rows == PARTS]
     if over_parts and ("state_sparse" in names or "state_index" in names):
         raise MessageError(
@@ -288,7 +279,7 @@ def _static_values(
     static: dict[int, np.ndarray] = {}
     for place, one in enumerate(instructions):
         if types[place].rows != TOKENS:
-            static[place] = execute(one, tuple(static[o] for o in one.operands), None, arrays)
+            static[place] = execute(one, place, tuple(static[o] for o in one.operands), None, arrays)
         elif one.opcode.name == "table":
             ids_of(static[one.operands[0]])
         elif one.opcode.name == "state_sparse":
@@ -316,6 +307,7 @@ def _blocks(inputs: Inputs, most: int) -> list[tuple[slice, slice]]:
     return blocks
 
 
-def _tape(inputs: Inputs, rows: Value | None, sequences: slice, places: slice) -> Tape:
+def _tape(inputs: Inputs, symbols: dict[int, Value], sequences: slice, places: slice) -> Tape:
     values = None if inputs.values is None else inputs.values[sequences]
-    return Tape(inputs.tokens[sequences], inputs.scored[sequences], values, None if rows is None else rows[places])
+    own = {place: rows[places] for place, rows in symbols.items()}
+    return Tape(inputs.tokens[sequences], inputs.scored[sequences], values, own)

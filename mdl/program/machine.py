@@ -20,7 +20,7 @@ from mdl.program.opcodes import Instruction
 
 LARGEST_ID = 1 << 31
 QUARTERS = 4
-EPSILON = np.float32(1e-5)
+EPSILON = 1e-5
 # An array, or a csr_array, which has no type to check by.
 Value: TypeAlias = Any
 
@@ -29,14 +29,14 @@ Value: TypeAlias = Any
 class Tape:
     """What a program reads for a block of whole sequences with n explained positions.
 
-    **Arguments:** `tokens`, `scored` [sequences, positions]; `values` [sequences, positions, width] or None; `state`:
-    the symbols, a row a position.
+    **Arguments:** `tokens`, `scored` [sequences, positions]; `values` [sequences, positions, width] or None;
+    `symbols`: what each state instruction reads, a row a position.
     """
 
     tokens: np.ndarray
     scored: np.ndarray
     values: np.ndarray | None
-    state: Value | None
+    symbols: Mapping[int, Value]
 
     @cached_property
     def numbers(self) -> np.ndarray:
@@ -76,12 +76,16 @@ def rows_found(ids: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndar
     return position, ids[position] == tokens
 
 
-def execute(instruction: Instruction, operands: tuple[Value, ...], tape: Tape | None, arrays: Arrays) -> Value:
-    """The value of one instruction. `tape` is None while static values are computed."""
+def execute(
+    instruction: Instruction, place: int, operands: tuple[Value, ...], tape: Tape | None, arrays: Arrays
+) -> Value:
+    """The value of one instruction, number `place`. `tape` is None while static values are computed."""
     name, attributes = instruction.opcode.name, instruction.attributes
     with np.errstate(all="ignore"):
         if name in ("part", "header"):
             return (arrays.parts if name == "part" else arrays.headers)[attributes[0]]
+        if tape is not None and place in tape.symbols:
+            return tape.symbols[place]
         if name in READERS:
             assert tape is not None
             return READERS[name](tape, operands, attributes)
@@ -137,11 +141,6 @@ def _inputs(tape: Tape, operands: tuple[Value, ...], attributes: tuple[int, ...]
     return tape.values[tape.scored].astype(np.float32)
 
 
-def _state(tape: Tape, operands: tuple[Value, ...], attributes: tuple[int, ...]) -> Value:
-    assert tape.state is not None
-    return tape.state
-
-
 def _gather(tape: Tape, operands: tuple[Value, ...], attributes: tuple[int, ...]) -> Value:
     index, rows = operands
     return rows[_dense(index)]
@@ -195,7 +194,7 @@ def _layer_normalise(a: np.ndarray) -> np.ndarray:
 
 def _rms_normalise(a: np.ndarray) -> np.ndarray:
     power = np.square(a).sum(-1, keepdims=True) / np.float32(max(a.shape[-1], 1))
-    return a / np.sqrt(power + EPSILON)
+    return a / np.sqrt(power + np.float32(EPSILON))
 
 
 def _top_k(a: np.ndarray, k: int) -> np.ndarray:
@@ -206,17 +205,42 @@ def _top_k(a: np.ndarray, k: int) -> np.ndarray:
     return np.where(a >= least, a, np.float32(0))
 
 
-def _gelu(a: np.ndarray, by_tanh: int) -> np.ndarray:
-    if by_tanh:
+def _sum(a: np.ndarray) -> np.ndarray:
+    return np.asarray(a.sum(-1, keepdims=True))
+
+
+def _select(a: np.ndarray, first: int, count: int) -> np.ndarray:
+    return a[:, first : first + count]
+
+
+def _relu(a: np.ndarray, attributes: tuple[int, ...]) -> np.ndarray:
+    return np.maximum(a, np.float32(0))
+
+
+def _scale(a: np.ndarray, attributes: tuple[int, ...]) -> np.ndarray:
+    return a * np.float32(2.0 ** (attributes[0] / QUARTERS))
+
+
+def _absolute(a: np.ndarray, attributes: tuple[int, ...]) -> np.ndarray:
+    return np.abs(a)
+
+
+def _step(a: np.ndarray, attributes: tuple[int, ...]) -> np.ndarray:
+    return (a > 0).astype(np.float32)
+
+
+def _tanh(a: np.ndarray, attributes: tuple[int, ...]) -> np.ndarray:
+    return np.tanh(a)
+
+
+def _gelu(a: np.ndarray, attributes: tuple[int, ...]) -> np.ndarray:
+    if attributes[0]:
         return np.float32(0.5) * a * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (a + np.float32(0.044715) * a**3)))
     return np.asarray(a * scipy.special.ndtr(a), np.float32)
 
 
 READERS: Mapping[str, Callable[[Tape, tuple[Value, ...], tuple[int, ...]], Value]] = {
     "inputs": _inputs,
-    "state_sparse": _state,
-    "state_dense": _state,
-    "state_index": _state,
     "gather": _gather,
     "table": _table,
     "shift": _shift,
@@ -224,12 +248,12 @@ READERS: Mapping[str, Callable[[Tape, tuple[Value, ...], tuple[int, ...]], Value
 }
 # Functions that are 0 at 0: of a sparse value only what is on is computed.
 ELEMENTWISE: Mapping[str, Callable[[np.ndarray, tuple[int, ...]], np.ndarray]] = {
-    "relu": lambda a, _: np.maximum(a, np.float32(0)),
-    "scale": lambda a, q: a * np.float32(2.0 ** (q[0] / QUARTERS)),
-    "absolute": lambda a, _: np.abs(a),
-    "step": lambda a, _: (a > 0).astype(np.float32),
-    "gelu": lambda a, q: _gelu(a, q[0]),
-    "tanh": lambda a, _: np.tanh(a),
+    "relu": _relu,
+    "scale": _scale,
+    "absolute": _absolute,
+    "step": _step,
+    "gelu": _gelu,
+    "tanh": _tanh,
 }
 DENSE: Mapping[str, Callable[..., np.ndarray]] = {
     "add": np.add,
@@ -239,11 +263,11 @@ DENSE: Mapping[str, Callable[..., np.ndarray]] = {
     "exp": np.exp,
     "exp2": np.exp2,
     "sigmoid": scipy.special.expit,
-    "sum": lambda a: a.sum(-1, keepdims=True),
+    "sum": _sum,
     "softmax": _softmax,
     "layer_normalise": _layer_normalise,
     "rms_normalise": _rms_normalise,
     "top_k": _top_k,
     "points": _points,
-    "select": lambda a, first, count: a[:, first : first + count],
+    "select": _select,
 }

@@ -6,6 +6,7 @@ before), then its attributes. The value of the last instruction is the predictio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -176,3 +177,19 @@ def from_integers(integers: np.ndarray) -> tuple[Instruction, ...]:
     if not program:
         raise MessageError("an empty program: the value of its last instruction is the prediction, and there is none")
     return tuple(program)
+
+
+def language_table() -> str:
+    """The opcodes as a Markdown table, with what an instruction costs under a uniform code.
+
+    That is log2 of the number of opcodes, log2 of the number of earlier values for each operand (16 here), log2 of the
+    number of values of each attribute, in bits.
+    """
+    lines = ["| opcode | operands | attributes | bits | value |", "| --- | --- | --- | --- | --- |"]
+    for opcode in OPCODES:
+        attributes = ", ".join(f"{a.name} {a.lowest}..{a.highest}" for a in opcode.attributes)
+        spans = [len(OPCODES), *(16 for _ in opcode.operands), *(a.highest - a.lowest + 1 for a in opcode.attributes)]
+        bits = sum(math.log2(span) for span in spans)
+        meaning = opcode.meaning.replace("|", "\\|")
+        lines.append(f"| `{opcode.name}` | {', '.join(opcode.operands)} | {attributes} | {bits:.0f} | {meaning} |")
+    return "\n".join(lines)

@@ -294,9 +294,18 @@ RULES: Mapping[str, Rule] = {
     "cumulative_mean": _cumulative_mean,
     "sum": _sum,
     "top_k": _top_k,
-    **dict.fromkeys(("relu", "scale", "absolute", "step", "gelu", "tanh"), _same),
-    **dict.fromkeys(("exp", "exp2", "sigmoid"), _anywhere),
-    **dict.fromkeys(("softmax", "layer_normalise", "rms_normalise"), _mixing),
+    "relu": _same,
+    "scale": _same,
+    "absolute": _same,
+    "step": _same,
+    "gelu": _same,
+    "tanh": _same,
+    "exp": _anywhere,
+    "exp2": _anywhere,
+    "sigmoid": _anywhere,
+    "softmax": _mixing,
+    "layer_normalise": _mixing,
+    "rms_normalise": _mixing,
 }
 
 

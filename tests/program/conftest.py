@@ -38,6 +38,18 @@ def dictionary_program(section: Section) -> Section:
     return p.section((symbols * steps) @ atoms + p.header(section.header[0]))
 
 
+def normalised_program(section: Section) -> Section:
+    """((symbols * steps) @ atoms + bias) * 2^(scale) + mean, scale and mean being a token's side information."""
+    p = Program()
+    atoms, exponents, classes = (p.part(array) for array in section.parts)
+    _, _, scale, mean = (int(i) for i in section.header[1].symbols[0])
+    symbols, side = p.state_sparse(classes, signed=False), p.state_dense(2)
+    steps = p.transpose(p.exp2(p.scale(exponents, -8)))
+    output = (symbols * steps) @ atoms + p.header(section.header[0])
+    factor = p.exp2(p.scale(p.select(side, 0, 1), scale))
+    return p.section(output * factor + p.scale(p.select(side, 1, 1), mean))
+
+
 def components_program(section: Section) -> Section:
     """r(q) @ rows + mean, with shifts in 1/32."""
     p = Program()
@@ -65,6 +77,12 @@ def table_section() -> Section:
 
 def affine_section() -> Section:
     return Section("affine", (random_values(WIDTH, WIDTH, 4), random_values(1, WIDTH, 5)))
+
+
+def normalised_section() -> Section:
+    section = dictionary_section()
+    flags = QuantisedArray.from_integers(np.array([[0, 2, -9, -11]]))
+    return Section("dictionary", (section.header[0], flags), section.parts)
 
 
 def dictionary_section(features: int = FEATURES, signed: int = 0) -> Section:

@@ -67,7 +67,7 @@ def _score(name: str, phenomenon: str, fidelity: float | None) -> Score:
         name,
         phenomenon,
         fidelity,
-        HORIZON,
+        1e6,
         (
             Entry("message", "static", whole * 1000, 0.0, "coded", "range coder"),
             Entry("support and values", "state", state, error * share, "codelength", "Krichevsky-Trofimov"),
@@ -79,6 +79,7 @@ def _score(name: str, phenomenon: str, fidelity: float | None) -> Score:
         sequence_bits,
         (TOKENS,) * SEQUENCES,
         9,
+        0.0,
         curve,
         {"static": 1.0},
         {
