@@ -69,8 +69,8 @@ class Conduct:
                 f"{name} tunes itself on held-out data: what it sends for the same settings is not what it sent before "
                 "it was given the held-out sample to encode. An explanation is fitted once, on fit data."
             )
-        if not trusted(stated.kind):
-            section = decode_message(attempt.message.data)[1]
+        section = decode_message(attempt.message.data)[1]
+        if not trusted(section.kind):
             check_decoder(name, section, self.bench.held_out.sample.inputs, attempt.state)
 
     def finish(self) -> None:
@@ -156,15 +156,17 @@ def _check_touched(name: str, section: Section, inputs: Inputs, state: State, to
     if not section.n_parts:
         return
     sequences, positions = inputs.tokens.shape
+    whole = decoder_of(section).touched(inputs, state)
     for chosen in (np.arange(sequences), np.arange(sequences // 2), np.arange(1)):
-        some, told, _ = _picked(inputs, state, np.broadcast_to(chosen[:, None], (len(chosen), positions)))
+        some, told, rows = _picked(inputs, state, np.broadcast_to(chosen[:, None], (len(chosen), positions)))
         touched = decoder_of(section).touched(some, told)
-        if touched is None:
+        if touched is None and whole is None:
             return
-        uses = scipy.sparse.csr_array(touched)
-        if uses.shape != (some.n_tokens, section.n_parts):
+        uses = scipy.sparse.csr_array((0, 0)) if touched is None else scipy.sparse.csr_array(touched)
+        if uses.shape != (some.n_tokens, section.n_parts) or _other_parts(whole, rows, uses):
             raise ExplanationError(
-                f"{name}: touched says {uses.shape} for {some.n_tokens} tokens and {section.n_parts} parts"
+                f"{name} lies about what it touches: of the same tokens it says one thing in one batch, another in "
+                f"another, or something other than [{some.n_tokens} tokens, {section.n_parts} parts]."
             )
         unused = np.bincount(uses.indices, minlength=section.n_parts) == 0
         if unused.any() and _needs(section, unused, some, told, tolerance):
@@ -172,6 +174,13 @@ def _check_touched(name: str, section: Section, inputs: Inputs, state: State, to
                 f"{name} lies about what it touches: its decoder says that {unused.sum()} of {len(unused)} parts are "
                 "not needed for some tokens, so that nobody pays for them, but without them its predictions change."
             )
+
+
+def _other_parts(whole: Any, rows: np.ndarray, uses: scipy.sparse.csr_array) -> bool:
+    """Whether tokens touch other parts in company than by themselves."""
+    if whole is None or whole.shape != (whole.shape[0], uses.shape[1]) or whole.shape[0] <= rows.max(initial=-1):
+        return True
+    return bool(((scipy.sparse.csr_array(whole)[rows] != 0) != (uses != 0)).nnz)
 
 
 def _needs(section: Section, unused: np.ndarray, inputs: Inputs, state: State, tolerance: float) -> bool:

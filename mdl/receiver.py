@@ -6,6 +6,7 @@ token. Each is a file, of which every bit is counted.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -32,7 +33,8 @@ STREAM_MAGIC = b"MDLS\x01"
 @cache
 def _decoder_class(kind: str) -> tuple[Any, bool]:
     """A decoder's class, and whether it is one of ours: part of the machine, not of the message."""
-    return load("decoder", kind), is_ours(kind)
+    decoder = load("decoder", kind)
+    return decoder, is_ours(kind) and decoder.__module__.partition(".")[0] in PACKAGES
 
 
 def decoder_of(section: Section) -> Decoder:
@@ -73,7 +75,9 @@ def predicted(decoder: Decoder, inputs: Inputs, state: State) -> np.ndarray:
 def _told(decoder: Decoder, inputs: Inputs, state: State) -> tuple[Inputs, State]:
     """What a decoder reads; of its own, where it is not ours, so that it can change neither what others read nor what
     is priced."""
-    if type(decoder).__module__.partition(".")[0] in PACKAGES:
+    made = type(decoder)  # a class may say that it is of any module; ours are where they say
+    home = sys.modules.get(made.__module__) if made.__module__.partition(".")[0] in PACKAGES else None
+    if getattr(home, made.__qualname__, None) is made:
         return inputs, state
     values = None if inputs.values is None else np.array(inputs.values)
     copied = Inputs(np.array(inputs.tokens), np.array(inputs.scored), values)

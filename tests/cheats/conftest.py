@@ -26,7 +26,10 @@ DECODERS = {
     **{"cheat-" + name: f"cheating.{name}:{name.capitalize()}Decoder" for name in ("reading", "installed", "noisy")},
     **{"cheat-" + name: f"cheating.{name}:{name.capitalize()}Decoder" for name in ("memory", "counting", "heavy")},
     **{"cheat-" + name: f"cheating.{name}:{name.capitalize()}Decoder" for name in ("erasing", "priced", "tokens")},
-    **{"cheat-" + name: f"cheating.{name}:{name.capitalize()}Decoder" for name in ("untouched", "future", "contexts")},
+    **{
+        "cheat-" + name: f"cheating.{name}:{name.capitalize()}Decoder"
+        for name in ("untouched", "late", "future", "contexts")
+    },
 }
 Judge = Callable[..., dict[str, Score]]
 

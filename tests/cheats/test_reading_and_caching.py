@@ -75,7 +75,12 @@ def test_installed_packages(judge, outcome):
     outcome.refused(caught.value, "imports sklearn.datasets", "installed packages")
 
 
-@pytest.mark.cheat(14, "non-determinism hides a mismatch", "every decoder decodes twice to the same bytes", "refused")
+@pytest.mark.cheat(
+    14,
+    "non-determinism hides a mismatch",
+    "what is decoded twice is the same bytes, here and in `mdl verify`",
+    "refused",
+)
 def test_noise(judge, outcome):
     with pytest.raises(ExplanationError) as caught:
         judge(clusters("noisy", kind="cheat-noisy"))
@@ -169,6 +174,32 @@ def test_a_decoder_that_lies_about_what_it_touches(judge, honest, no_conduct, mo
     fair = honest["tokens"]
     assert undefended.rate == pytest.approx(fair.rate)
     assert undefended.static.at(500) < 0.7 * fair.static.at(500)
+
+
+def test_a_decoder_whose_account_depends_on_the_batch(judge):
+    """Alone it tells the truth; for all held-out tokens it says that the last one needs everything."""
+
+    def tokens(task):
+        return Rows("late", "cheat-late", *means_by_key(task.fit.inputs.scored_tokens(), task.fit.outputs))
+
+    with pytest.raises(ExplanationError, match="says one thing in one batch, another in another"):
+        judge(Fitted(tokens))
+
+
+def test_a_class_that_says_it_is_ours_is_not(tiny_task):
+    from cheating.erasing import ErasingDecoder
+
+    from mdl.receiver import predicted
+    from mdl.state import IndexState
+
+    class Disguised(ErasingDecoder):
+        pass
+
+    for module, name in (("decompositions.clusters", "ClustersDecoder"), ("decompositions.clusters", "Disguised")):
+        Disguised.__module__, Disguised.__qualname__ = module, name
+        state = IndexState(np.ones(tiny_task.fit.inputs.n_tokens, np.int64), 8)
+        predicted(Disguised(np.zeros((8, 16), np.float32)), tiny_task.fit.inputs, state)
+        assert state.indices.all()
 
 
 @pytest.mark.parametrize(
