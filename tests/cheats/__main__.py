@@ -21,15 +21,14 @@ class Outcomes:
 
 
 def main() -> int:
-    outcomes = Outcomes()
+    found, outcomes = claims(), Outcomes()
+    write_readme(markdown(found))
     status = int(pytest.main([str(HERE), "-q", "-p", "no:cacheprovider", *sys.argv[1:]], plugins=[outcomes]))
-    found = claims()
     width = max(len(c.name) for c in found)
     for c in found:
         print(f"{c.row:>3}  {c.name:<{width}}  {c.verdict:<8} {outcomes.evidence.get(c.row, 'NOT COUNTERED')}")
     met = [c for c in found if c.row in outcomes.evidence]
     print(f"\n{heading(met)}")
-    write_readme(markdown(found))
     return status or int(len({c.row for c in met if c.row <= ROWS}) < ROWS)
 
 

@@ -109,7 +109,7 @@ def test_memory(judge, honest, outcome, monkeypatch):
             judge(cheat)
     outcome.refused(caught.value, "keeps state between calls")
 
-    with pytest.raises(ExplanationError, match=r"kept in `self\.answers.*a cache"):
+    with pytest.raises(ExplanationError, match=r"kept by `self\.answers.*a cache"):
         judge(clusters("counting", kind="cheat-counting"))
 
     with monkeypatch.context() as patch:
