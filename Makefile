@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint embedded clean cheats
+.PHONY: demo test test-slow lint fuzz benchmark embedded clean cheats
 
 demo: $(STAMP)
 	@if [ -e run ]; then echo "make demo writes into ./run, which exists: move it away first"; exit 1; fi
@@ -24,6 +24,14 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A million mutated messages, on two processes; prints how each of them ended.
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.fuzz_messages --count 1000000 --processes 2
+
+# Speed and overhead of the codes, against general compressors and raw floats; writes experiments/codes_benchmark/results.json.
+benchmark: $(STAMP)
+	$(BIN)/python -m experiments.codes_benchmark.run
 
 # Retrains what is shipped: about an hour for the model and a quarter of one for its SAEs, on two cores.
 embedded: $(STAMP)

@@ -19,6 +19,7 @@ from mdl.protocols import Inputs, Sample, Settings
 from mdl.state import NoState, State
 from mdl.task import Task
 
+LARGEST_TOKEN = (1 << 31) - 1
 STATIC_KNOB: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 
@@ -33,7 +34,7 @@ class ConstantDecoder:
         """Header: mean [1, d]."""
         if len(section.header) != 1 or section.parts:
             raise MessageError("a 'constant' section has one header array and no parts")
-        return cls(section.header[0].values()[0])
+        return cls(section.header[0].vector("the mean of a 'constant' section"))
 
     @property
     def alphabet(self) -> NoAlphabet:
@@ -86,10 +87,15 @@ class TableDecoder:
         """Header: mean [1, d]. Parts: id increments [r, 1], rows [r, d]."""
         if len(section.header) != 1 or len(section.parts) != 2:
             raise MessageError("a 'table' section has one header array (mean) and two part arrays (ids, rows)")
-        increments, rows = section.parts[0].symbols[:, 0], section.parts[1].values()
-        if (increments < 1).any():
-            raise MessageError("'table': token ids have to increase from row to row")
-        return cls(section.header[0].values()[0], np.cumsum(increments) - 1, rows)
+        mean, rows = section.header[0].vector("the mean of a 'table' section"), section.parts[1].values()
+        if rows.shape[1] != len(mean):
+            raise MessageError(f"'table': rows {rows.shape} do not fit a mean of {len(mean)}")
+        what = "the array of token ids of a 'table' section, which increase from row to row,"
+        increments = section.parts[0].integers(what, 1, LARGEST_TOKEN, 1)
+        ids = np.cumsum(increments[:, 0]) - 1
+        if len(ids) and ids[-1] > LARGEST_TOKEN:
+            raise MessageError(f"'table': token ids up to {ids[-1]}; there are none above {LARGEST_TOKEN}")
+        return cls(mean, ids, rows)
 
     def _row_of(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         position = np.minimum(np.searchsorted(self.ids, tokens), max(len(self.ids) - 1, 0))
@@ -175,7 +181,10 @@ class AffineDecoder:
         """Header: matrix [d_in, d], bias [1, d]."""
         if len(section.header) != 2 or section.parts:
             raise MessageError("an 'affine' section has two header arrays (matrix, bias) and no parts")
-        return cls(section.header[0].values(), section.header[1].values()[0])
+        matrix, bias = section.header[0].values(), section.header[1].vector("the bias of an 'affine' section")
+        if matrix.shape[1] != len(bias):
+            raise MessageError(f"'affine': a matrix {matrix.shape} does not fit a bias of {len(bias)}")
+        return cls(matrix, bias)
 
     @property
     def alphabet(self) -> NoAlphabet:

@@ -17,7 +17,7 @@ import scipy.sparse
 
 from mdl.alphabets import Alphabet, DenseAlphabet, JoinedAlphabet, SparseAlphabet
 from mdl.errors import ExplanationError, MessageError
-from mdl.message import STEPS_PER_OCTAVE, QuantisedArray, Section, step_exponent
+from mdl.message import LARGEST_EXPONENT, STEPS_PER_OCTAVE, QuantisedArray, Section, step_exponent
 from mdl.protocols import Inputs, Sample, Settings
 from mdl.state import DenseState, JoinedState, SparseState, State
 
@@ -110,19 +110,19 @@ def build_decoder(
     section: Section, atoms: np.ndarray, exponents: QuantisedArray, classes: QuantisedArray
 ) -> DictionaryDecoder:
     """The decoder for atoms that are already rebuilt. **Raises:** `MessageError` if the arrays do not fit together."""
-    bias, flags = section.header[0].values(), section.header[1].symbols
+    limit = LARGEST_EXPONENT
+    bias, flags = section.header[0].values(), section.header[1].integers("a dictionary's flags", -limit, limit, 4)
     if bias.shape != (1, atoms.shape[1]) or flags.shape != (1, 4):
         raise MessageError(f"atoms {atoms.shape} need a bias [1, d] and flags [1, 4], not {bias.shape}, {flags.shape}")
-    if exponents.symbols.shape != (len(atoms), 1) or classes.symbols.shape != (len(atoms), 1):
-        shapes = f"{exponents.symbols.shape} and {classes.symbols.shape}"
-        raise MessageError(f"{len(atoms)} atoms need exponents and classes of shape [F, 1]; they are {shapes}")
+    if len(exponents.symbols) != len(atoms) or len(classes.symbols) != len(atoms):
+        lengths = f"{len(exponents.symbols)} and {len(classes.symbols)}"
+        raise MessageError(f"{len(atoms)} atoms need as many exponents and classes; they are {lengths}")
     signed, side, scale_exponent, mean_exponent = (int(v) for v in flags[0])
-    labels = classes.symbols[:, 0]
     if signed not in (0, 1) or side not in (NO_SIDE, SCALE, SCALE_AND_MEAN):
         raise MessageError(f"dictionary flags signed={signed}, side={side}: this version knows 0-1 and 0-2")
-    if labels.size and not 0 <= labels.min() <= labels.max() < VALUE_CLASSES:
-        raise MessageError(f"value classes from {labels.min()} to {labels.max()}; they lie in [0, {VALUE_CLASSES})")
-    steps = np.exp2(exponents.symbols[:, 0] / STEPS_PER_OCTAVE).astype(np.float32)
+    labels = classes.integers("a dictionary's array of value classes", 0, VALUE_CLASSES - 1, 1)[:, 0]
+    octaves = exponents.integers("a dictionary's array of value steps", -limit, limit, 1)[:, 0] / STEPS_PER_OCTAVE
+    steps = np.exp2(octaves).astype(np.float32)
     side_steps = (2.0 ** (scale_exponent / STEPS_PER_OCTAVE), 2.0 ** (mean_exponent / STEPS_PER_OCTAVE))
     return DictionaryDecoder(atoms, bias[0], steps, labels, bool(signed), side, side_steps)
 

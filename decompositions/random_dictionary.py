@@ -31,18 +31,34 @@ from decompositions.dictionary import (
     value_exponents,
 )
 from mdl.errors import ExplanationError, MessageError
-from mdl.message import MAX_ELEMENTS, QuantisedArray, Section
+from mdl.message import QuantisedArray, Section
 from mdl.protocols import Sample, Settings
 from mdl.state import State
 
 KIND = "random-dictionary"
 CHUNK = 1024  # tokens a call of the pursuit
+LARGEST_SEED = (1 << 60) - 1
+MAX_DIRECTIONS = 1 << 25  # numbers a receiver draws, in half a second: 43,690 features of width 768
+DRAWN = 1 << 20  # numbers held at a time
 
 
 def random_directions(seed: int, features: int, width: int) -> np.ndarray:
     """Unit rows [features, width], float32, from the stream that the module names."""
-    rows = np.random.Generator(np.random.Philox(seed)).standard_normal((features, width))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return chosen_directions(seed, np.arange(features), width)
+
+
+def chosen_directions(seed: int, chosen: np.ndarray, width: int) -> np.ndarray:
+    """The rows `chosen` (distinct) of the directions of a seed, in that order; holds no more than DRAWN others."""
+    stream = np.random.Generator(np.random.Philox(seed))
+    found = np.zeros((len(chosen), width), np.float32)
+    order = np.argsort(chosen)
+    block = max(1, DRAWN // max(width, 1))
+    for start in range(0, int(chosen.max(initial=-1)) + 1, block):
+        rows = stream.standard_normal((block, width))
+        wanted = order[slice(*np.searchsorted(chosen, [start, start + block], sorter=order))]
+        some = rows[chosen[wanted] - start]
+        found[wanted] = some / np.linalg.norm(some, axis=1, keepdims=True)
+    return found
 
 
 class RandomDictionaryDecoder:
@@ -59,13 +75,17 @@ class RandomDictionaryDecoder:
             raise MessageError(
                 f"a random dictionary has 3 header arrays, the last [1, 2], and 3 of parts, not {counts}"
             )
-        seed, features = (int(v) for v in section.header[2].symbols[0])
-        width, rows = section.header[0].symbols.shape[1], section.parts[0].symbols
-        if seed < 0 or not 0 < features * width <= MAX_ELEMENTS:
-            raise MessageError(f"a random dictionary of {features} x {width} from the seed {seed} is refused")
-        if rows.shape[1] != 1 or (rows.size and not 0 <= rows.min() <= rows.max() < features):
-            raise MessageError(f"rows {rows.shape} of a random dictionary leave its {features} features")
-        return build_decoder(section, random_directions(seed, features, width)[rows[:, 0]], *section.parts[1:])
+        size = section.header[2].integers("a random dictionary's seed and size", 0, LARGEST_SEED, 2)
+        seed, features = (int(v) for v in size[0])
+        width = section.header[0].symbols.shape[1]
+        if not 0 < features * width <= MAX_DIRECTIONS:
+            raise MessageError(
+                f"a random dictionary of {features} x {width}: a receiver draws between 1 and {MAX_DIRECTIONS} numbers"
+            )
+        rows = section.parts[0].integers("a random dictionary's array of rows", 0, features - 1, 1)[:, 0]
+        if len(np.unique(rows)) != len(rows):
+            raise MessageError("a random dictionary names a row twice")
+        return build_decoder(section, chosen_directions(seed, rows, width), *section.parts[1:])
 
 
 @partial(jax.jit, static_argnames="k")
@@ -150,6 +170,11 @@ class RandomDictionary:
                 "feature, 1 <= k <= features and a seed that is not negative"
             )
         outputs = task.fit.outputs
+        if self.features * outputs.shape[1] > MAX_DIRECTIONS or self.seed > LARGEST_SEED:
+            raise ExplanationError(
+                f"random-dictionary: {self.features} features of width {outputs.shape[1]} from the seed {self.seed}; a "
+                f"receiver draws {MAX_DIRECTIONS} numbers at most, from a seed below 2**60"
+            )
         bias = outputs.mean(0)
         atoms = random_directions(self.seed, self.features, outputs.shape[1])
         encoder = partial(pursue, atoms, bias, self.k)

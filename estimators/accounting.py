@@ -92,25 +92,26 @@ class SurpriseAccounting:
         conduct = Conduct.of(self.bench, explanation, self.sealed)
         solver = Solver(self.bench, explanation)
         conduct.check_decoder(solver.knobs)
-        solutions: list[Solution] = []
         found: list[Scored] = []
+        solved: list[tuple[Solution, Scored]] = []
         steps = len(fidelities) * (1 + len(envelope)) * (ACTIVATIONS in phenomena) + (BEHAVIOUR in phenomena)
         for fidelity in sorted(fidelities, reverse=True) if ACTIVATIONS in phenomena else ():
             progress(f"{explanation.name} at {100 * fidelity:g} % of the null's KL", len(found), steps)
             solution = solver.solve(fidelity * self.bench.null_kl)
-            solutions.append(solution)
             conduct.check(solution.attempt)
-            found.append(self._activations(explanation, fidelity, solution))
+            found.append(self._activations(explanation, fidelity, solver, solution))
+            solved.append((solution, found[-1]))
             for horizon in envelope:
                 progress(f"{explanation.name} at {100 * fidelity:g} % for N = {horizon:g}", len(found), steps)
-                anew = solver.for_horizon(horizon).solve(fidelity * self.bench.null_kl)
+                other = solver.for_horizon(horizon)
+                anew = other.solve(fidelity * self.bench.null_kl)
                 conduct.check(anew.attempt)
-                found.append(self._activations(explanation, fidelity, anew))
+                found.append(self._activations(explanation, fidelity, other, anew))
         if BEHAVIOUR in phenomena:
             progress(f"{explanation.name} under behaviour", len(found), steps)
-            found.append(self._behaviour(explanation, solver, solutions, conduct))
+            found.append(self._behaviour(explanation, solver, [s for s, _ in solved], conduct))
         conduct.finish()
-        curve = tuple(sorted({p for s in solutions for p in ((a.kl, a.rate) for a in s.attempts)}))
+        curve = tuple(sorted({point for s, f in solved for point in _curve(s, f.score.rate)}))
         notes = self.bench.evaluator.notes
         return [replace(f, score=replace(f.score, curve=curve, notes=(*f.score.notes, *notes))) for f in found]
 
@@ -126,9 +127,9 @@ class SurpriseAccounting:
         chosen = [[s for s in scores if (s.phenomenon, s.fidelity) == setting] for setting in settings]
         return tuple(c for group in chosen for c in compare_pairs(group, self.seed))
 
-    def _activations(self, explanation: Explanation, fidelity: float, solution: Solution) -> Scored:
+    def _activations(self, explanation: Explanation, fidelity: float, solver: Solver, solution: Solution) -> Scored:
         found = (solution.attempt.settings.horizon, solution.evaluations, solution.slope, solution.notes)
-        return self._claimed(Claim(explanation.name, ACTIVATIONS, fidelity, *found), solution.attempt)
+        return self._claimed(Claim(explanation.name, ACTIVATIONS, fidelity, *found), solver, solution.attempt)
 
     def _behaviour(
         self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution], conduct: Conduct
@@ -138,12 +139,13 @@ class SurpriseAccounting:
         attempt = coding.attempt(self.bench, self.bench.held_out)
         conduct.check(attempt)
         claim = Claim(explanation.name, BEHAVIOUR, None, self.horizon, self.bench.evaluations - before)
-        return self._claimed(claim, attempt)
+        return self._claimed(claim, solver, attempt)
 
-    def _claimed(self, claim: Claim, attempt: Attempt) -> Scored:
+    def _claimed(self, claim: Claim, solver: Solver, attempt: Attempt) -> Scored:
         """Write the streams, and work out the score of what they and the message say."""
-        streams = Streams.write(attempt.state, attempt.residual)
-        transcript = Transcript.of(streams, attempt.state, attempt.residual, attempt.received)
+        state, codes = solver.send(attempt, self.bench.held_out)
+        streams = Streams.write(state, codes)
+        transcript = Transcript.of(streams, state, codes, attempt.received)
         settings: dict[str, float | str] = {"metric": attempt.metric, "step": attempt.step, **attempt.settings.knobs}
         alone, special = attempt.damage, Receiver.of(attempt.message.data).special
         if attempt.residual is not None:
@@ -212,7 +214,7 @@ class SurpriseAccounting:
             if exponent not in totals:
                 step = start * 2.0**exponent
                 settings = Settings(self.horizon, step, metric.root, dict(solver.knobs))
-                coding = Coding.prepare(self.bench, explanation, metric, settings, step, None)
+                coding = Coding.prepare(self.bench, explanation, metric, settings, step, None, solver.prices)
                 attempt = coding.attempt(self.bench, self.bench.probe)
                 totals[exponent] = (attempt.total + attempt.kl, coding)
             return totals[exponent][0]
@@ -243,6 +245,12 @@ class SurpriseAccounting:
             "flops_ratio": transcript.flops / self.task.description["region_flops"],
             "learning_bits": transcript.learning,
         }
+
+
+def _curve(solution: Solution, rate: float) -> list[tuple[float, float]]:
+    """(KL, rate) of a solution's attempts; those that were not written are priced as the one that was."""
+    priced = solution.attempt.rate
+    return [(a.kl, a.rate * (rate / priced if priced else 1.0)) for a in solution.attempts]
 
 
 def _static_entries(message: Message) -> list[Entry]:

@@ -22,6 +22,7 @@ from mdl.message import Message, Section, encode_message
 from mdl.protocols import Explanation, Sample, Settings
 from mdl.receiver import Receiver, Reconstruction, decoder_of, predicted, source_sections, special_section
 from mdl.state import DenseState, IndexState, JoinedState, SparseState, State, first_use_order
+from mdl.streams import Coded
 from mdl.task import Activations, Task
 from mdl.transform_coding import TransformCoder, moments, principal_axes
 
@@ -138,6 +139,28 @@ def encoded(explanation: Explanation, section: Section, sample: Sample, settings
 
 
 @dataclass(frozen=True)
+class Prices:
+    """Length of a stream under the codes that it is sent under, over that under the independent one.
+
+    A search compares settings by the independent code's length, a closed form, times these ratios, measured now and
+    then: codes that look at token ids take seconds to price.
+    """
+
+    state: float = 1.0
+    residual: float = 1.0
+
+    @classmethod
+    def of(cls, state: Coded, codes: Coded | None) -> Prices:
+        """Measured on one attempt's streams; 1 where there is nothing to compare."""
+        ratios = [1.0 if c is None else _ratio(c.length.total, c.state.bits()) for c in (state, codes)]
+        return cls(*ratios)
+
+
+def _ratio(coded: float, independent: float) -> float:
+    return coded / independent if min(coded, independent) > 0 else 1.0
+
+
+@dataclass(frozen=True)
 class Attempt:
     """An explanation coded at one step, as the receiver has it: everything here came out of the decoder.
 
@@ -157,6 +180,7 @@ class Attempt:
     received: Reconstruction
     damage: Damage
     distortion: float
+    prices: Prices = Prices()
 
     @property
     def kl(self) -> float:
@@ -165,9 +189,9 @@ class Attempt:
 
     @cached_property
     def rate(self) -> float:
-        """state + residual, bits a token."""
-        residual = 0.0 if self.residual is None else self.residual.bits()
-        return (self.state.bits() + residual) / self.state.n_tokens
+        """state + residual, bits a token, at the prices in force."""
+        residual = 0.0 if self.residual is None else self.prices.residual * self.residual.bits()
+        return (self.prices.state * self.state.bits() + residual) / self.state.n_tokens
 
     @property
     def total(self) -> float:
@@ -200,6 +224,7 @@ class Coding:
     section: Section
     coder: TransformCoder | None
     errors: np.ndarray | None = None
+    prices: Prices = Prices()
     # What does not depend on `step`, by split: shared by the codings that differ in it alone.
     sent: dict[int, Sent] = field(default_factory=dict, compare=False, repr=False)
 
@@ -212,17 +237,18 @@ class Coding:
         settings: Settings,
         step: float,
         examples: tuple[Sample, ...] | None,
+        prices: Prices = Prices(),
     ) -> Coding:
         """Quantise the explanation for its settings, and fit the residual coder on `examples` (None: there is none)."""
         section = explanation.section(settings)
         if examples is None:
-            return cls(explanation, metric, settings, step, section, None)
+            return cls(explanation, metric, settings, step, section, None, None, prices)
         states = [encoded(explanation, section, s, settings) for s in examples]
         decoder = decoder_of(section)
         errors = [s.outputs - predicted(decoder, s.inputs, state) for s, state in zip(examples, states, strict=True)]
         axes = principal_axes(*moments(np.concatenate(errors)), metric.root)
         some = errors[0][:: max(1, len(errors[0]) // QUANTISER_TOKENS)]
-        return cls(explanation, metric, settings, step, section, TransformCoder.fit(axes, some, step), some)
+        return cls(explanation, metric, settings, step, section, TransformCoder.fit(axes, some, step), some, prices)
 
     def at(self, step: float) -> Coding:
         """The same explanation and axes, the residual coder's quantiser fitted anew for another step."""
@@ -277,6 +303,7 @@ class Coding:
             received=received,
             damage=bench.measure(split, received.values, receiver.special),
             distortion=bench.metrics[0].distortion(split.sample.outputs - received.values) / 2,
+            prices=self.prices,
         )
 
     def outlook(self, bench: Bench) -> tuple[float, float]:
@@ -291,8 +318,8 @@ class Coding:
         errors = sample.outputs - predicted(decoder, sample.inputs, state)
         codes, message = self.coder.encode(errors), encode_message(self.sections(bench, self.section))
         left = errors - decoder_of(self.residual_section).predict(sample.inputs, codes)
-        rate = (state.bits() + codes.bits()) / state.n_tokens
+        bits = self.prices.state * state.bits() + self.prices.residual * codes.bits()
         sources = [None] * len(bench.source_sections(self.section.kind))
         touched, n = (None, decoder.touched(sample.inputs, state), codes.touched(), *sources), self.settings.horizon
         (static,) = static_bits(message, touched, state.n_tokens, np.array([n]))
-        return bench.metrics[0].distortion(left) / 2, rate + static / n
+        return bench.metrics[0].distortion(left) / 2, bits / state.n_tokens + static / n

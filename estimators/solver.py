@@ -13,10 +13,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from estimators.fidelity import Attempt, Bench, Coding, Split
+from estimators.fidelity import Attempt, Bench, Coding, Prices, Split
 from estimators.fisher import Metric
 from mdl.errors import ExplanationError, MessageError
 from mdl.protocols import Explanation, Sample, Settings
+from mdl.streams import Coded, CodedDense, choose
 from mdl.units import bits_to_nats
 
 KL_TOLERANCE = 0.01  # the solver stops within this relative distance of eps ...
@@ -57,9 +58,20 @@ class Solver:
     calibration: float = 1.0
     # -d rate / d ln KL, bits a token, where it was last measured.
     slope: float = 0.0
+    # What streams cost over the closed form that the search goes by, and the codes by which that was last measured.
+    prices: Prices = field(default_factory=Prices)
+    coded: Coded | None = None
 
     def __post_init__(self) -> None:
         self.knobs = {k: v[len(v) // 2] for k, v in self.explanation.knobs.items()} | self.knobs
+
+    def send(self, attempt: Attempt, split: Split) -> tuple[Coded, CodedDense | None]:
+        """An attempt's streams under their shorter codes; the search goes by these prices from here on."""
+        context = split.sample.inputs.context()
+        self.coded = choose(attempt.state, context, self.coded)
+        codes = None if attempt.residual is None else CodedDense.choose(attempt.residual, context)
+        self.prices = Prices.of(self.coded, codes)
+        return self.coded, codes
 
     def for_horizon(self, horizon: float) -> Solver:
         """A solver that starts from what this one found, and chooses every precision for another N."""
@@ -102,8 +114,8 @@ class Solver:
 
     def _outlook(self, metric: Metric, step: float, knobs: Mapping[str, float]) -> tuple[float, float]:
         bench, settings = self.bench, self._settings(metric, step, knobs)
-        coding = Coding.prepare(bench, self.explanation, metric, settings, step, (bench.probe.sample,))
-        return coding.outlook(bench)
+        examples = (bench.probe.sample,)
+        return Coding.prepare(bench, self.explanation, metric, settings, step, examples, self.prices).outlook(bench)
 
     def _settings(self, metric: Metric, step: float, knobs: Mapping[str, float]) -> Settings:
         return Settings(self.bench.horizon, step, metric.root, dict(knobs))
@@ -130,6 +142,9 @@ class Solver:
             self.metric, self.knobs, self.calibration = metric, dict(first), 1.0
             start = math.sqrt(metric.distortion(outputs - outputs.mean(0)) / len(metric.root))
             self.step = self._surrogate_step(metric, start, eps)
+            if self.coded is None:
+                probe = self.bench.probe
+                self.send(self._prepare(metric, (probe.sample,)).attempt(self.bench, probe), probe)
             self._choose_knobs()
             self.step = self._surrogate_step(metric, self.step, eps)
             attempts = self._meet(eps, self.bench.probe, metric, tolerance=0.05)
@@ -212,7 +227,7 @@ class Solver:
 
     def _prepare(self, metric: Metric, examples: tuple[Sample, ...]) -> Coding:
         settings = self._settings(metric, self.step, self.knobs)
-        return Coding.prepare(self.bench, self.explanation, metric, settings, self.step, examples)
+        return Coding.prepare(self.bench, self.explanation, metric, settings, self.step, examples, self.prices)
 
 
 def _nearest(attempts: Sequence[Attempt], eps: float) -> Attempt:

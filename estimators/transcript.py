@@ -15,7 +15,8 @@ import scipy.sparse
 
 from mdl.ledger import Score
 from mdl.receiver import Reconstruction, Streams
-from mdl.state import DenseState, State, StreamLength
+from mdl.state import StreamLength
+from mdl.streams import Coded
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,14 @@ class Transcript:
     flops: float
 
     @classmethod
-    def of(cls, streams: Streams, state: State, codes: DenseState | None, received: Reconstruction) -> Transcript:
-        """From decoded symbols and their reconstruction."""
-        touched = state.touched()
+    def of(cls, streams: Streams, state: Coded, codes: Coded | None, received: Reconstruction) -> Transcript:
+        """From decoded symbols, the codes they came under, and their reconstruction."""
+        touched = state.state.touched()
         return cls(
             stream_bytes=(len(streams.state), len(streams.residual)),
-            state=state.length(),
-            residual=None if codes is None else codes.length(),
-            l0=0.0 if touched is None else touched.nnz / state.n_tokens,
+            state=state.length,
+            residual=None if codes is None else codes.length,
+            l0=0.0 if touched is None else touched.nnz / state.state.n_tokens,
             prediction=received.prediction,
             values=received.values,
             touched=received.touched,

@@ -13,13 +13,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import scipy.sparse
 
-from mdl.codes.adaptive_integer import AdaptiveInteger
 from mdl.codes.bitstream import BitReader
-from mdl.codes.indices import IndexCode
 from mdl.codes.integers import MAX_INTEGER
-from mdl.codes.supports import IntroductionCode
-from mdl.errors import CodeError, ExplanationError
+from mdl.errors import ExplanationError
 from mdl.state import Context, DenseState, IndexState, JoinedState, NoState, SparseState, State
+from mdl.streams import Coded, CodedDense, CodedIndex, CodedJoined, CodedNothing, CodedSparse
 
 
 @runtime_checkable
@@ -30,8 +28,8 @@ class Alphabet(Protocol):
         """A copy of the sender's symbols. **Raises:** `ExplanationError` where they are not of this alphabet."""
         ...
 
-    def read(self, reader: BitReader, context: Context) -> State:
-        """The symbols of a stream. **Raises:** `CodeError` if it was cut or damaged."""
+    def read(self, reader: BitReader, context: Context) -> Coded:
+        """The symbols of a stream, and the codes that it names. **Raises:** `CodeError` if it was cut or damaged."""
         ...
 
 
@@ -62,8 +60,8 @@ class NoAlphabet:
         _expect(state, NoState, n_tokens)
         return NoState(n_tokens)
 
-    def read(self, reader: BitReader, context: Context) -> NoState:
-        return NoState(context.n_tokens)
+    def read(self, reader: BitReader, context: Context) -> CodedNothing:
+        return CodedNothing(NoState(context.n_tokens))
 
 
 @dataclass(frozen=True)
@@ -80,10 +78,8 @@ class DenseAlphabet:
             raise ExplanationError(f"coefficients {values.shape}; the decoder reads {(n_tokens, self.width)}")
         return DenseState(values, self.parts)
 
-    def read(self, reader: BitReader, context: Context) -> DenseState:
-        classes = np.tile(np.arange(self.width), context.n_tokens)
-        values = AdaptiveInteger().read(reader, classes, self.width)
-        return DenseState(values.reshape(context.n_tokens, self.width), self.parts)
+    def read(self, reader: BitReader, context: Context) -> CodedDense:
+        return CodedDense.read(reader, context, self.width, self.parts)
 
 
 @dataclass(frozen=True)
@@ -105,14 +101,8 @@ class SparseAlphabet:
         matrix = scipy.sparse.coo_array((values, (tokens, features)), shape=shape).tocsr()
         return SparseState.from_matrix(matrix, np.array(self.classes, np.int64), self.signed)
 
-    def read(self, reader: BitReader, context: Context) -> SparseState:
-        tokens, features = IntroductionCode().read(reader, context.n_tokens)
-        if features.size and features.max() >= len(self.classes):
-            raise CodeError(f"feature {features.max()} of {len(self.classes)}; the stream belongs to another message")
-        groups = int(self.classes.max()) + 1 if len(self.classes) else 1
-        code = AdaptiveInteger(signed=self.signed, with_zero=False)
-        values = code.read(reader, self.classes[features], groups)
-        return SparseState(tokens, features, values, self.classes, context.n_tokens, self.signed)
+    def read(self, reader: BitReader, context: Context) -> CodedSparse:
+        return CodedSparse.read(reader, context, self.classes, self.signed)
 
 
 @dataclass(frozen=True)
@@ -128,11 +118,8 @@ class IndexAlphabet:
             raise ExplanationError(f"indices from {indices.min()} to {indices.max()}; the decoder has {self.n_parts}")
         return IndexState(indices, self.n_parts)
 
-    def read(self, reader: BitReader, context: Context) -> IndexState:
-        indices = IndexCode().read(reader, context.n_tokens)
-        if indices.size and indices.max() >= self.n_parts:
-            raise CodeError(f"index {indices.max()} of {self.n_parts}; the stream belongs to another message")
-        return IndexState(indices, self.n_parts)
+    def read(self, reader: BitReader, context: Context) -> CodedIndex:
+        return CodedIndex.read(reader, context, self.n_parts)
 
 
 @dataclass(frozen=True)
@@ -148,8 +135,8 @@ class JoinedAlphabet:
         pairs = zip(self.alphabets, state.streams, strict=True)
         return JoinedState(tuple(a.accept(s, n_tokens) for a, s in pairs))
 
-    def read(self, reader: BitReader, context: Context) -> JoinedState:
-        return JoinedState(tuple(a.read(reader, context) for a in self.alphabets))
+    def read(self, reader: BitReader, context: Context) -> CodedJoined:
+        return CodedJoined(tuple(a.read(reader, context) for a in self.alphabets))
 
 
 KINDS = (NoAlphabet, DenseAlphabet, SparseAlphabet, IndexAlphabet, JoinedAlphabet)

@@ -5,11 +5,15 @@ arrays: header arrays, paid with the first token, and part arrays, of which row 
 when the first token touches part i. Every number travels as an integer times a step 2^(e/4), e an integer that travels
 too; there are no floats in a message.
 
-    bytes = magic, version | number of sections | for each: kind, header arrays, part arrays       (one stream)
+    bytes = magic, version | number of sections | for each: kind, header arrays, part arrays (one stream) | checksum
+
+Decoding is total: any bytes give sections or one `MessageError`, in time and memory of the order of `work_limit` of
+their number. What the sections' decoders make of them is theirs to check.
 """
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +23,28 @@ from mdl.codes.bitstream import BitReader, BitWriter
 from mdl.codes.integers import read_count, read_signed_count, write_count, write_signed_count
 from mdl.errors import CodeError, MessageError
 
-MAGIC = b"MDL\x01"
+MAGIC = b"MDL\x02"
+NAME, VERSION = MAGIC[:3], MAGIC[3]
+CHECKSUM_BYTES = 4  # CRC-32 (ISO 3309) of all before it: no flipped bit, no burst of up to 32 bits passes unnoticed
 STEPS_PER_OCTAVE = 4
 LARGEST_SYMBOL = 1 << 60
-LONGEST_NAME = 64
-MAX_ELEMENTS = 1 << 28  # an array larger than this is refused before anything is allocated
+LARGEST_EXPONENT = 126 * STEPS_PER_OCTAVE  # steps are normal float32 numbers, from 2^-126 to 2^126
+LARGEST_VALUE = (2.0 - 2.0**-23) * 2.0**127  # of float32
+LONGEST_KIND = 64
+# A certain symbol costs no bits, so that a few bytes could ask for any number of them. A message may hold so many
+# elements whatever its length (8 MB; an affine map of 768 x 768 that rounds to zero passes), and so many more a byte:
+# 1/32 bit each, far below what the arrays of an explanation cost, whose rows of zeros are not sent.
+FREE_WORK, WORK_PER_BYTE, WORK_PER_ARRAY = 1 << 20, 256, 64
+
+
+def work_limit(size: int) -> int:
+    """How much work (`BitReader.spend`; each element is at least 1) decoding a message of `size` bytes may take."""
+    return FREE_WORK + WORK_PER_BYTE * size
+
+
+def sealed(body: bytes) -> bytes:
+    """Magic and stream with their checksum behind them, little-endian: the whole message."""
+    return body + zlib.crc32(body).to_bytes(CHECKSUM_BYTES, "little")
 
 
 def step_exponent(step: float | np.ndarray) -> np.ndarray:
@@ -71,6 +92,44 @@ class QuantisedArray:
         """float32 [rows, columns]: what the receiver gets."""
         return (self.symbols * np.exp2(self.exponents / STEPS_PER_OCTAVE)[:, None]).astype(np.float32)
 
+    def vector(self, name: str) -> np.ndarray:
+        """The values of the only row, float32 [columns]. **Raises:** `MessageError` if there is not one row."""
+        if len(self.symbols) != 1:
+            raise MessageError(f"{name} is one vector, not {len(self.symbols)} rows")
+        return self.values()[0]
+
+    def integers(self, name: str, low: int, high: int, columns: int) -> np.ndarray:
+        """The symbols of an array of plain integers, int64 [rows, columns].
+
+        **Raises:** `MessageError` unless all lie in [low, high], there are so many columns, and the step is 1.
+        """
+        if self.symbols.shape[1] != columns:
+            raise MessageError(f"{name} has {self.symbols.shape[1]} columns in place of {columns}")
+        if self.exponents.any():
+            raise MessageError(f"{name} holds integers, but has steps other than 1")
+        if self.symbols.size and not low <= self.symbols.min() <= self.symbols.max() <= high:
+            raise MessageError(
+                f"{name} has values from {self.symbols.min()} to {self.symbols.max()}; they lie in [{low}, {high}]"
+            )
+        return self.symbols
+
+    def check(self) -> None:
+        """**Raises:** `MessageError` unless the shapes agree, and every step and value is a finite float32 number."""
+        if self.symbols.ndim != 2 or self.exponents.shape != self.symbols.shape[:1]:
+            raise MessageError(
+                f"symbols {self.symbols.shape} need an exponent for each row, not {self.exponents.shape}"
+            )
+        if not self.symbols.size:
+            return
+        if np.abs(self.exponents).max() > LARGEST_EXPONENT:
+            raise MessageError(
+                f"steps from 2^({self.exponents.min()}/4) to 2^({self.exponents.max()}/4) leave 2^-126 to 2^126, which "
+                "float32 has"
+            )
+        largest = (np.abs(self.symbols).max(1) * np.exp2(self.exponents / STEPS_PER_OCTAVE)).max()
+        if not largest <= LARGEST_VALUE:
+            raise MessageError(f"values of up to {largest:.3g} are infinite in float32")
+
 
 @dataclass(frozen=True)
 class Section:
@@ -113,12 +172,16 @@ class Message:
 
 
 def encode_message(sections: list[Section]) -> Message:
-    """Serialise. **Raises:** `MessageError` where part arrays disagree in their number of rows."""
+    """Serialise.
+
+    **Raises:** `MessageError` for what the receiver would refuse: part arrays of different numbers of rows, a kind that
+    is no short ASCII name, steps or values beyond float32, far more elements than bits.
+    """
     writer = BitWriter()
     write_count(writer, len(sections))
     shares = []
     for section in sections:
-        _write_text(writer, section.kind)
+        _write_kind(writer, section.kind)
         for arrays in (section.header, section.parts):
             write_count(writer, len(arrays))
             costs = [_write_array(writer, array) for array in arrays]
@@ -126,16 +189,20 @@ def encode_message(sections: list[Section]) -> Message:
             rows = [len(a.symbols) for a in section.parts]
             raise MessageError(f"section {section.kind!r}: part arrays have {rows} rows; row i of each must be part i")
         shares.append(np.sum(costs, axis=0) if section.parts else np.zeros(0))
-    data = MAGIC + writer.to_bytes()
-    return Message(data, tuple(shares), 8.0 * len(MAGIC) + writer.information_bits)
+    data = sealed(MAGIC + writer.to_bytes())
+    limit = work_limit(len(data))
+    if writer.work > limit:
+        raise MessageError(
+            f"{writer.work} elements in a message of {len(data)} bytes, of which a receiver reads {limit} at most: "
+            "nearly all of them are equal. Leave rows of zeros out, or take finer steps."
+        )
+    return Message(data, tuple(shares), 8.0 * (len(MAGIC) + CHECKSUM_BYTES) + writer.information_bits)
 
 
 def decode_message(data: bytes) -> list[Section]:
     """The sections in `data`. **Raises:** `MessageError` if it is not a whole message of this version."""
-    if data[: len(MAGIC)] != MAGIC:
-        raise MessageError(f"not a message of this version: begins with {data[:4]!r}, expected {MAGIC!r}")
     try:
-        reader = BitReader(data[len(MAGIC) :])
+        reader = BitReader(_stream(data), work_limit(len(data)))
         sections = [_read_section(reader) for _ in range(read_count(reader))]
         reader.finish()
     except CodeError as error:
@@ -143,64 +210,94 @@ def decode_message(data: bytes) -> list[Section]:
     return sections
 
 
+def _stream(data: bytes) -> bytes:
+    """What lies between the magic and the checksum."""
+    name, version = data[: len(NAME)], data[len(NAME) : len(MAGIC)]
+    if name != NAME or not version:
+        raise MessageError(f"not a message: begins with {data[:4]!r}, a message of this version with {MAGIC!r}")
+    if version[0] != VERSION:
+        raise MessageError(
+            f"a message of version {version[0]}; this program reads version {VERSION}. Read it with the program that "
+            "wrote it, or write it again (or the byte that says so was damaged)."
+        )
+    body = data[:-CHECKSUM_BYTES]
+    if len(body) < len(MAGIC) or sealed(body) != data:
+        raise MessageError(
+            f"damaged or truncated message of {len(data)} bytes: its checksum is not that of its content. Fetch the "
+            "file again."
+        )
+    return body[len(MAGIC) :]
+
+
 def _read_section(reader: BitReader) -> Section:
-    kind = _read_text(reader)
+    kind = _read_kind(reader)
     header, parts = (tuple(_read_array(reader) for _ in range(read_count(reader))) for _ in range(2))
     if len({len(a.symbols) for a in parts}) > 1:
         raise MessageError(f"section {kind!r}: part arrays of {[len(a.symbols) for a in parts]} rows")
     return Section(kind, header, parts)
 
 
-def _write_text(writer: BitWriter, text: str) -> None:
-    if not text.isascii() or len(text) > LONGEST_NAME:
-        raise MessageError(f"the name {text[:20]!r}... of {len(text)} characters: ASCII, {LONGEST_NAME} at most")
+def _write_kind(writer: BitWriter, text: str) -> None:
+    if not text.isascii() or len(text) > LONGEST_KIND:
+        raise MessageError(f"the kind {text!r} is no name of up to {LONGEST_KIND} ASCII characters")
     data = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64)
     write_count(writer, len(data))
     writer.uniform(data, 128)
 
 
-def _read_text(reader: BitReader) -> str:
+def _read_kind(reader: BitReader) -> str:
     length = read_count(reader)
-    if length > LONGEST_NAME:
-        raise MessageError(f"a name of {length} characters; at most {LONGEST_NAME} are allowed")
+    if length > LONGEST_KIND:
+        raise MessageError(f"a kind of {length} characters; at most {LONGEST_KIND} are allowed")
     return bytes(reader.uniform(length, 128).astype(np.uint8)).decode("ascii")
 
 
 def _write_array(writer: BitWriter, array: QuantisedArray) -> np.ndarray:
     """Shape, row steps relative to the finest, then the symbols of each step class together. Returns bits a row."""
-    all_symbols, exponents = _plain(array)
-    rows, columns = all_symbols.shape
+    array = _plain(array)
+    array.check()
+    rows, columns = array.symbols.shape
+    writer.spend(_array_work(rows, columns))
     write_count(writer, rows)
     write_count(writer, columns)
-    if all_symbols.size == 0:
+    if array.symbols.size == 0:
         return np.zeros(rows)
-    base = int(exponents.min())
+    base = int(array.exponents.min())
     write_signed_count(writer, base)
-    relative = exponents - base
+    relative = array.exponents - base
     writer.uniform(np.array([int(relative.any())]), 2)
     cost = write_shortest(writer, relative) if relative.any() else np.zeros(rows)
     for level in np.unique(relative):
         chosen = relative == level
-        bits = write_shortest(writer, all_symbols[chosen].ravel())
+        bits = write_shortest(writer, array.symbols[chosen].ravel())
         cost[chosen] += bits.reshape(-1, columns).sum(1)
     return cost
 
 
-def _plain(array: QuantisedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Symbols and exponents as plain arrays. **Raises:** `MessageError` for what is no array of integers."""
+def _array_work(rows: int, columns: int) -> int:
+    return WORK_PER_ARRAY + max(rows * columns, rows, columns)
+
+
+def _plain(array: QuantisedArray) -> QuantisedArray:
+    """Plain arrays of the same integers. **Raises:** `MessageError` for what are no integers."""
     for what, values in (("symbols", array.symbols), ("exponents", array.exponents)):
         if not np.issubdtype(np.asarray(values).dtype, np.integer):
             raise MessageError(
                 f"{what} of type {np.asarray(values).dtype}: a message carries integers and the step of each row, no "
                 "floats whose mantissas would be a payload. Use QuantisedArray.from_values."
             )
-    return np.array(array.symbols, np.int64), np.array(array.exponents, np.int64)
+    return QuantisedArray(np.array(array.symbols, np.int64), np.array(array.exponents, np.int64))
 
 
 def _read_array(reader: BitReader) -> QuantisedArray:
+    array = _read_unchecked_array(reader)
+    array.check()
+    return array
+
+
+def _read_unchecked_array(reader: BitReader) -> QuantisedArray:
     rows, columns = read_count(reader), read_count(reader)
-    if rows * columns > MAX_ELEMENTS or max(rows, columns) > MAX_ELEMENTS:
-        raise MessageError(f"an array of {rows} x {columns}: larger than the {MAX_ELEMENTS} elements allowed")
+    reader.spend(_array_work(rows, columns))
     if rows * columns == 0:
         return QuantisedArray(np.zeros((rows, columns), np.int64), np.zeros(rows, np.int64))
     base = read_signed_count(reader)
@@ -208,6 +305,8 @@ def _read_array(reader: BitReader) -> QuantisedArray:
         symbols = read_shortest(reader, rows * columns).reshape(rows, columns)
         return QuantisedArray(symbols, np.full(rows, base))
     relative = read_shortest(reader, rows)
+    if relative.min() != 0 or relative.max() > 2 * LARGEST_EXPONENT:
+        raise MessageError(f"steps {relative.min()} to {relative.max()} quarter octaves above the finest")
     symbols = np.zeros((rows, columns), np.int64)
     for level in np.unique(relative):
         chosen = relative == level

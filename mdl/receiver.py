@@ -23,6 +23,7 @@ from mdl.message import QuantisedArray, Section, decode_message
 from mdl.plugins import load
 from mdl.protocols import Decoder, Inputs
 from mdl.state import DenseState, State
+from mdl.streams import Coded, CodedDense
 from mdl.transform_coding import KIND, ComponentsDecoder
 
 SPECIAL = "special"
@@ -133,7 +134,7 @@ class Receiver:
         corrector = ComponentsDecoder.from_section(sections[2]) if kinds[2:3] == [KIND] else None
         return cls(sections[0].header[0].values(), decoder_of(sections[1]), corrector, len(source))
 
-    def read(self, streams: Streams, inputs: Inputs) -> tuple[State, DenseState | None]:
+    def read(self, streams: Streams, inputs: Inputs) -> tuple[Coded, CodedDense | None]:
         """The symbols of both streams. **Raises:** `MessageError` if they are damaged, or another message's."""
         context, alphabet = inputs.context(), check_alphabet(self.decoder.alphabet)
         state = _read(streams.state, "state", lambda reader: alphabet.read(reader, context))
@@ -166,11 +167,11 @@ class Streams:
     residual: bytes
 
     @classmethod
-    def write(cls, state: State, codes: DenseState | None) -> Streams:
+    def write(cls, state: Coded, codes: Coded | None) -> Streams:
         return cls(_write(state), b"" if codes is None else _write(codes))
 
 
-def _write(state: State) -> bytes:
+def _write(state: Coded) -> bytes:
     writer = BitWriter()
     state.write(writer)
     return STREAM_MAGIC + writer.to_bytes() if writer.information_bits else b""

@@ -185,21 +185,30 @@ class SparseState:
 
     def length(self) -> StreamLength:
         support = IntroductionCode().bits((self.tokens, self.features), self.n_tokens)
-        total, learning, per_token = support.total, support.learning, support.per_token
-        if self.values.size:
-            code = AdaptiveInteger(signed=self.signed, with_zero=False)
-            classes, groups = self.classes[self.features], int(self.classes.max()) + 1
-            total += float(np.sum(code.bits(self.values, classes, groups)))
-            learning += float(np.sum(code.learning_bits(self.values, classes, groups)))
-            symbols = code.symbol_bits(self.values, classes, groups)
-            per_token = per_token + np.bincount(self.tokens, symbols, self.n_tokens)
-        return StreamLength(total, learning, per_token, "introduction + Bernoulli (KT), adaptive values")
+        values, code = self.value_length(), "introduction + Bernoulli (KT), adaptive values"
+        total, learning = support.total + values.total, support.learning + values.learning
+        return StreamLength(total, learning, support.per_token + values.per_token, code)
+
+    def value_length(self) -> StreamLength:
+        """Of the values alone, features of a class under one code."""
+        if not self.values.size:
+            return StreamLength(0.0, 0.0, np.zeros(self.n_tokens), "none")
+        code = AdaptiveInteger(signed=self.signed, with_zero=False)
+        classes, groups = self.classes[self.features], int(self.classes.max()) + 1
+        total = float(np.sum(code.bits(self.values, classes, groups)))
+        learning = float(np.sum(code.learning_bits(self.values, classes, groups)))
+        symbols = code.symbol_bits(self.values, classes, groups)
+        return StreamLength(total, learning, np.bincount(self.tokens, symbols, self.n_tokens), "adaptive values")
 
     def touched(self) -> scipy.sparse.csr_array:
         return scipy.sparse.csr_array(self.matrix() != 0)
 
     def write(self, writer: BitWriter) -> None:
         IntroductionCode().write(writer, (self.tokens, self.features), self.n_tokens)
+        self.write_values(writer)
+
+    def write_values(self, writer: BitWriter) -> None:
+        """The values alone, features of a class under one code."""
         groups = int(self.classes.max()) + 1 if len(self.classes) else 1
         code = AdaptiveInteger(signed=self.signed, with_zero=False)
         code.write(writer, self.values, self.classes[self.features], groups)

@@ -39,12 +39,12 @@ class ComponentsDecoder:
         """Header: mean [1, d]. Parts: rows [r, d], shifts [r, 3] in 1/32."""
         if len(section.header) != 1 or len(section.parts) != 2:
             raise MessageError("a 'components' section has one header array (mean) and two part arrays (rows, shifts)")
-        mean, (rows, shifts) = section.header[0].values()[0], (a.values() for a in section.parts)
-        if rows.shape[1] != len(mean) or shifts.shape[1] != SHIFT_LEVELS:
-            raise MessageError(
-                f"'components': rows {rows.shape}, shifts {shifts.shape} do not fit a mean of {len(mean)}"
-            )
-        return cls(mean, rows, shifts / np.float32(SHIFT_UNITS))
+        mean, rows = section.header[0].vector("the mean of a 'components' section"), section.parts[0].values()
+        if rows.shape[1] != len(mean) or len(rows) != section.n_parts:
+            raise MessageError(f"'components': rows {rows.shape} do not fit a mean of {len(mean)}")
+        what = "the array of shifts of a 'components' section"
+        shifts = section.parts[1].integers(what, -SHIFT_UNITS, SHIFT_UNITS, SHIFT_LEVELS)
+        return cls(mean, rows, shifts.astype(np.float32) / np.float32(SHIFT_UNITS))
 
     @property
     def alphabet(self) -> DenseAlphabet:

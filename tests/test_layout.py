@@ -27,13 +27,15 @@ ALLOWED: dict[str, set[str]] = {
     "mdl.data": {"mdl.errors"},
     "mdl.message": MESSAGE,
     "mdl.state": {"mdl.errors", "mdl.codes"},
-    "mdl.alphabets": {"mdl.errors", "mdl.codes", "mdl.state"},
+    "mdl.streams": {"mdl.errors", "mdl.codes", "mdl.state"},
+    "mdl.alphabets": {"mdl.errors", "mdl.codes", "mdl.state", "mdl.streams"},
     # The annotations of protocols name Task; only a type checker imports it.
     "mdl.protocols": {"mdl.alphabets", "mdl.message", "mdl.state"},
     "mdl.transform_coding": {"mdl.errors", "mdl.codes", "mdl.message", "mdl.state", "mdl.alphabets", "mdl.protocols"},
     "mdl.receiver": {
         *("mdl.errors", "mdl.codes", "mdl.message", "mdl.state"),
-        *("mdl.alphabets", "mdl.decoder_source", "mdl.plugins", "mdl.protocols", "mdl.transform_coding"),
+        *("mdl.alphabets", "mdl.decoder_source", "mdl.plugins", "mdl.protocols"),
+        *("mdl.streams", "mdl.transform_coding"),
     },
     "mdl.program": {
         *("mdl.errors", "mdl.codes", "mdl.message", "mdl.state"),

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from mdl.alphabets import DenseAlphabet, IndexAlphabet, SparseAlphabet
-from mdl.codes.bitstream import BitReader, BitWriter
+from mdl.codes.bitstream import BitWriter
 from mdl.codes.counts import kt_bits
-from mdl.state import Context, DenseState, IndexState, NoState, SparseState, State, first_use_order
+from mdl.state import DenseState, IndexState, NoState, SparseState, State, first_use_order
 
 TOKENS = 400
 
@@ -70,48 +69,6 @@ def test_the_stream_is_as_long_as_its_length(name: str) -> None:
     total = state.length().total
     assert writer.information_bits == pytest.approx(total, abs=1e-3)
     assert abs(8 * len(writer.to_bytes()) - total) <= 64 + 0.001 * total
-
-
-def context(tokens: int) -> Context:
-    return Context(np.zeros(tokens, np.int64), np.arange(-1, tokens - 1))
-
-
-def reader_of(state: State) -> BitReader:
-    writer = BitWriter()
-    state.write(writer)
-    return BitReader(writer.to_bytes())
-
-
-@pytest.mark.parametrize("parts", [True, False])
-def test_dense_symbols_come_back(parts: bool) -> None:
-    state = dense_state()
-    reader = reader_of(state)
-    found = DenseAlphabet(state.values.shape[1], parts).read(reader, context(state.n_tokens))
-    reader.finish()
-    assert np.array_equal(found.values, state.values)
-    assert (found.touched() is None) is not parts
-
-
-@pytest.mark.parametrize("signed", [True, False])
-def test_sparse_symbols_come_back_numbered_by_first_use(signed: bool) -> None:
-    """What the receiver reads are ranks: the state in the order of first use is what it holds, to the last symbol."""
-    state = sparse_state(signed)
-    state = state.reordered(first_use_order(state.touched()))
-    reader = reader_of(state)
-    found = SparseAlphabet(state.classes, signed).read(reader, context(state.n_tokens))
-    reader.finish()
-    assert np.array_equal(found.tokens, state.tokens)
-    assert np.array_equal(found.features, state.features)
-    assert np.array_equal(found.values, state.values)
-
-
-def test_indices_come_back_numbered_by_first_use() -> None:
-    state = index_state()
-    state = state.reordered(first_use_order(state.touched()))
-    reader = reader_of(state)
-    found = IndexAlphabet(state.n_parts).read(reader, context(state.n_tokens))
-    assert np.array_equal(found.indices, state.indices)
-    reader.finish()
 
 
 def test_the_order_of_parts_is_worth_nothing() -> None:

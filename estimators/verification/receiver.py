@@ -72,11 +72,12 @@ def main(folder: str, out: str, mode: str) -> None:
         message, streams = job.sent(name)
         receiver = Receiver.of(message)
         state, codes = receiver.read(streams, inputs)
-        digest = _hash(decode_message(message), [state] if codes is None else [state, codes])
+        symbols = [state.state] if codes is None else [state.state, codes.state]
+        digest = _hash(decode_message(message), symbols)
         _leave(target / f"{name}.sha256", partial(Path.write_text, data=digest))
         if mode != "all":
             continue
-        received = receiver.reconstruct(inputs, state, codes)
+        received = receiver.reconstruct(inputs, state.state, None if codes is None else codes.state)
         constants = dict(zip(job.special, receiver.special, strict=True))
         filled = {"values": received.values, "alone": received.prediction}
         hidden = {k: evaluator.hidden(activations, activations.filled(v, constants)) for k, v in filled.items()}

@@ -117,7 +117,7 @@ def price_sparse(state: SparseState, width: int, side: Side, decode: bool) -> di
     decoded = decode and (
         decodes(
             lambda w: supports.write(w, support, *known),
-            lambda r: np.stack(ConditionalSupportCode.read(r, *known)),
+            lambda r: np.stack(ConditionalSupportCode.read(r, *known)[1]),
             both,
         )
         and decodes(
@@ -150,7 +150,7 @@ def price_dense(state: DenseState, side: Side, decode: bool) -> dict[str, Any]:
     code = ConditionalColumnCode.fit(values, *known)
     found = code.bits(values, *known)
     decoded = decode and decodes(
-        lambda w: code.write(w, values, *known), lambda r: ConditionalColumnCode.read(r, width, *known), values
+        lambda w: code.write(w, values, *known), lambda r: ConditionalColumnCode.read(r, width, *known)[1], values
     )
     entropy = histogram_entropy(values.ravel(), np.tile(np.arange(width), n))
     return {
@@ -169,7 +169,7 @@ def price_indices(state: IndexState, side: Side, decode: bool) -> dict[str, Any]
     code, known = ConditionalIndexCode.fit(*head), (side.tokens, side.previous)
     found = code.bits(indices, *known)
     decoded = decode and decodes(
-        lambda w: code.write(w, indices, *known), lambda r: ConditionalIndexCode.read(r, *known), indices
+        lambda w: code.write(w, indices, *known), lambda r: ConditionalIndexCode.read(r, *known)[1], indices
     )
     entropy = histogram_entropy(indices, np.zeros(n, dtype=np.int64))
     return {

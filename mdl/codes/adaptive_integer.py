@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from mdl.codes.bitstream import BitReader, BitWriter
+from mdl.codes.bitstream import ONE_BY_ONE, BitReader, BitWriter
 from mdl.codes.counts import kt_bits, kt_sequence_probabilities, plug_in_bits
 from mdl.codes.integers import MAX_INTEGER, floor_log2
 from mdl.errors import CodeError
@@ -187,6 +187,7 @@ class AdaptiveInteger:
         of many classes at a stroke: no two of them share a context.
         """
         _check_symbols(values, classes, n_classes)
+        writer.spend(ONE_BY_ONE * values.size)
         if values.size == 0:
             return
         rounds = _rounds(classes, n_classes)
@@ -208,6 +209,7 @@ class AdaptiveInteger:
 
     def read(self, reader: BitReader, classes: Int[np.ndarray, " n"], n_classes: int) -> Int[np.ndarray, " n"]:
         """Read the symbols of `classes`, in their order. Raises CodeError for a stream that was cut or damaged."""
+        reader.spend(ONE_BY_ONE * classes.size)
         _check_symbols(np.zeros_like(classes), classes, n_classes)
         values = np.zeros(classes.size, dtype=np.int64)
         if classes.size == 0:

@@ -24,6 +24,9 @@ PROBABILITY_FLOOR = 2.0**-22
 MAX_DIGIT = 1 << 12
 """The largest alphabet of one uniform digit: at this size the coder's rounding costs below 0.0004 bit."""
 
+ONE_BY_ONE = 8
+"""Units of work of a symbol that is decoded on its own; one of many that are decoded at a stroke is 1 unit."""
+
 # Marks, in 16 and 8 bits: the first thing to be read, gone when a stream was cut, and the last.
 _START_MARK, _START_SIZE = 0xC35A, 1 << 16
 _END_MARK, _END_SIZE = 0xA5, 1 << 8
@@ -68,6 +71,11 @@ class BitWriter:
     def __init__(self) -> None:
         self._calls: list[tuple[np.ndarray, Any, tuple[np.ndarray, ...]]] = []
         self.information_bits = 0.0
+        self.work = 0
+
+    def spend(self, work: int) -> None:
+        """Note the work that reading what follows takes, in units of `BitReader.spend`; `work` is their sum."""
+        self.work += work
 
     def bits(
         self,
@@ -150,10 +158,13 @@ class BitWriter:
 class BitReader:
     """Reads what a BitWriter wrote: the same verbs, in the same order, with the same sizes and probabilities.
 
+    `work_limit`: how much work (see `spend`) the reader is good for; None where it knows itself how much it reads.
+
     **Raises:** CodeError when the bytes are not a stream, at a read past its end, and in `finish` if it is not used up.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, work_limit: int | None = None) -> None:
+        self._work_limit, self._work = work_limit, 0
         if not data or data[-1] == 0:
             raise CodeError(f"{len(data)} bytes are not a stream; they are empty, or padded with zeros.")
         words = np.frombuffer(data + bytes(-len(data) % 4), dtype="<u4")
@@ -162,6 +173,19 @@ class BitReader:
         self._each_bernoulli = self._bernoulli(perfect=False)
         if self._coder.decode(constriction.stream.model.Uniform(_START_SIZE)) != _START_MARK:
             raise CodeError(f"{len(data)} bytes do not start as a stream does; they were cut or damaged.")
+
+    def spend(self, work: int) -> None:
+        """Account for work before it is done: 1 for a symbol read at a stroke, ONE_BY_ONE for one read on its own.
+
+        A symbol that is certain costs no bits, so that bits alone bound neither time nor memory. **Raises:** CodeError
+        beyond the limit.
+        """
+        self._work += work
+        if self._work_limit is not None and self._work > self._work_limit:
+            raise CodeError(
+                f"{self._work} units of work asked of a reader that allows {self._work_limit}: far more symbols than "
+                "bits. The stream was damaged, or forged to exhaust its reader."
+            )
 
     def check(self) -> None:
         """Raise CodeError if the end of the stream has been passed."""

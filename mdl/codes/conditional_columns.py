@@ -80,10 +80,11 @@ class ConditionalColumnCode:
     @classmethod
     def read(
         cls, reader: BitReader, width: int, tokens: Int[np.ndarray, " n"], previous: Int[np.ndarray, " n"]
-    ) -> Int[np.ndarray, "n width"]:
-        """Read values [n, width]."""
+    ) -> tuple[ConditionalColumnCode, Int[np.ndarray, "n width"]]:
+        """Read the code's blend, and values [n, width] under it."""
         check_side(tokens, previous, tokens.size)
-        blend = BLENDS[int(reader.uniform(1, len(BLENDS))[0])]
+        code = cls(int(reader.uniform(1, len(BLENDS))[0]))
+        blend = BLENDS[code.blend]
         values = np.zeros((tokens.size, width), dtype=np.int64)
         cells = _Contexts(width * COLUMN_CONTEXTS)
         memory: dict[int, tuple[np.ndarray, int]] = {}
@@ -96,7 +97,7 @@ class ConditionalColumnCode:
             reader.check()
             held = np.clip(values[index], -LARGEST, LARGEST).astype(np.float64)
             memory[token], surprise = (total + held, count + 1), held - mean
-        return values
+        return code, values
 
     @classmethod
     def fit(

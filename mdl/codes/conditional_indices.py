@@ -144,10 +144,11 @@ class ConditionalIndexCode:
     @classmethod
     def read(
         cls, reader: BitReader, tokens: Int[np.ndarray, " n"], previous: Int[np.ndarray, " n"]
-    ) -> Int[np.ndarray, " n"]:
-        """Read the indices, as ranks by first use."""
+    ) -> tuple[ConditionalIndexCode, Int[np.ndarray, " n"]]:
+        """Read the code's parameters, and the indices, as ranks by first use."""
         check_side(tokens, previous, tokens.size)
-        urn = _Urn(cls(*reader.uniform(PARAMETERS, 8).tolist()))
+        code = cls(*reader.uniform(PARAMETERS, 8).tolist())
+        urn = _Urn(code)
         ranks = np.zeros(tokens.size, dtype=np.int64)
         for index, (token, last) in enumerate(zip(tokens.tolist(), previous.tolist(), strict=True)):
             before = START if last == START else int(ranks[last])
@@ -155,7 +156,7 @@ class ConditionalIndexCode:
             ranks[index] = reader.choices(weights[None, :])[0] if weights.size > 1 else 0
             urn.count(int(ranks[index]), token, before)
         reader.check()
-        return ranks
+        return code, ranks
 
     @classmethod
     def fit(

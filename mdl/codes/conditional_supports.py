@@ -304,8 +304,10 @@ class ConditionalSupportCode:
         return stream.uses.order
 
     @staticmethod
-    def read(reader: BitReader, tokens: Int[np.ndarray, " n"], previous: Int[np.ndarray, " n"]) -> Pairs:
-        """Read a support: token indices and feature ranks, ascending by token, then rank."""
+    def read(
+        reader: BitReader, tokens: Int[np.ndarray, " n"], previous: Int[np.ndarray, " n"]
+    ) -> tuple[ConditionalSupportCode, Pairs]:
+        """Read the code's parameters, and a support: token indices and feature ranks, by token, then rank."""
         check_side(tokens, previous, tokens.size)
         parameters = SupportParameters.read(reader)
         new = ConditionalSupportCode._new.read(reader, _new_classes(tokens), RARE + 1)
@@ -326,7 +328,8 @@ class ConditionalSupportCode:
             met, before = met + fresh, on
             found.append(on)
         rows = np.repeat(np.arange(tokens.size), [on.size for on in found])
-        return rows, np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+        ranks = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+        return ConditionalSupportCode(parameters), (rows, ranks)
 
     @classmethod
     def fit(

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mdl.codes.adaptive_integer import AdaptiveInteger
-from mdl.codes.bitstream import BitReader, BitWriter
+from mdl.codes.bitstream import ONE_BY_ONE, BitReader, BitWriter
 from mdl.codes.integers import (
     count_bits,
     read_count,
@@ -141,7 +141,8 @@ class TableCode:
         _check_span(low, span)
         coarseness = COARSENESS[int(reader.uniform(1, len(COARSENESS))[0])]
         levels = np.cumsum(_LEVELS.read(reader, np.zeros(span, dtype=np.int64), 1))
-        if levels.min() < 0 or (levels.max() - 1) * coarseness > MAX_QUARTERS or levels.max() == 0:
+        # Divided, not multiplied: a damaged level can be as large as 2**62.
+        if levels.min() < 0 or levels.max() - 1 > MAX_QUARTERS // coarseness or levels.max() == 0:
             raise CodeError(f"a table of levels from {levels.min()} to {levels.max()}; the stream was cut or damaged.")
         return reader.categorical(count, FrequencyTable(low, levels, coarseness).frequencies()) + low
 
@@ -172,23 +173,28 @@ def parametric_weights(family: Literal["laplace", "gaussian"], grid: int, larges
     """8 ceil(b) + floor(2**24 f(k)) for |k| = 0 ... `largest`, with f(k) = exp(-k / b) or exp(-k**2 / (2 b**2)).
 
     b is the scale of `grid`; the first term keeps every probability above some 2**-23, within what the coder resolves.
-    Computed in decimal arithmetic of 50 digits, and so the same everywhere.
+    Computed in decimal arithmetic of 50 and 60 digits, and so the same everywhere.
     """
     size = max(64, 1 << largest.bit_length())  # whole powers of two, so that few tables are ever computed
     return _weights(family, grid, size)[: largest + 1]
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _weights(family: Literal["laplace", "gaussian"], grid: int, size: int) -> tuple[int, ...]:
+    """By ratios: f(k + 1) = f(k) q(k), where q is exp(-1/b) for ever, or exp(-1/(2 b^2)) times exp(-1/b^2) a step."""
     with decimal.localcontext(decimal.Context(prec=50)):
         scale = (decimal.Decimal(grid - 64) / 8 * decimal.Decimal(2).ln()).exp()
+    with decimal.localcontext(decimal.Context(prec=60)):  # ten more, for the errors of thousands of products
         tail = 8 * math.ceil(scale)
-        weights = []
-        for k in range(size):
-            ratio = decimal.Decimal(k) / scale
-            exponent = ratio if family == "laplace" else ratio * ratio / 2
-            weights.append(tail + int(_PEAK * (-min(exponent, decimal.Decimal(60))).exp()))
-    return tuple(weights)
+        laplace = family == "laplace"
+        ratio = (-1 / scale if laplace else -1 / (2 * scale * scale)).exp()
+        change = decimal.Decimal(1) if laplace else ratio * ratio
+        weights: list[int] = []
+        body = decimal.Decimal(_PEAK)
+        while len(weights) < size and body >= 1:
+            weights.append(tail + int(body))
+            body, ratio = body * ratio, ratio * change
+    return (*weights, *[tail] * (size - len(weights)))
 
 
 class _Parametric:
@@ -237,6 +243,7 @@ class _Parametric:
         if values.size == 0:
             return
         grid, largest = self.parameters(values)
+        writer.spend(ONE_BY_ONE * largest)
         writer.uniform(np.array([grid]), SCALE_GRID)
         write_count(writer, largest)
         writer.categorical(values + largest, self._frequencies(grid, largest))
@@ -247,6 +254,7 @@ class _Parametric:
             return np.zeros(0, dtype=np.int64)
         grid, largest = int(reader.uniform(1, SCALE_GRID)[0]), read_count(reader)
         _check_span(-largest, 2 * largest + 1)
+        reader.spend(ONE_BY_ONE * largest)
         return reader.categorical(count, self._frequencies(grid, largest)) - largest
 
 

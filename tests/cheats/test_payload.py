@@ -10,7 +10,7 @@ from cheating.senders import clusters
 
 from mdl.alphabets import DenseAlphabet
 from mdl.errors import ExplanationError, MessageError
-from mdl.message import QuantisedArray, Section, encode_message
+from mdl.message import CHECKSUM_BYTES, QuantisedArray, Section, encode_message, sealed
 from mdl.protocols import Settings
 from mdl.receiver import Receiver, decoder_of, predicted
 from mdl.state import DenseState, IndexState, JoinedState
@@ -119,11 +119,13 @@ def test_metadata(tiny_task, outcome):
     data = encode_message(sections).data
     Receiver.of(data)
     with pytest.raises(MessageError) as caught:
+        Receiver.of(sealed(data[:-CHECKSUM_BYTES] + b"a payload"))
+    with pytest.raises(MessageError, match="checksum"):
         Receiver.of(data + b"a payload")
     outcome.refused(caught.value, "damaged", "bytes")
     with pytest.raises(MessageError, match="nothing else"):
         Receiver.of(encode_message([*sections, Section("special", sections[0].header)]).data)
-    with pytest.raises(MessageError, match="64 at most"):
+    with pytest.raises(MessageError, match="up to 64 ASCII characters"):
         encode_message([dataclasses.replace(sections[0], kind="special" + 60 * "x")])
     with pytest.raises(MessageError, match="and no parts"):
         Receiver.of(encode_message([dataclasses.replace(sections[0], parts=sections[1].parts), sections[1]]).data)

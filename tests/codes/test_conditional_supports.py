@@ -128,7 +128,7 @@ def test_round_trip_exactness_and_blindness_to_the_order_of_features(rows, param
     data = writer.to_bytes()
     assert abs(8 * len(data) - bits) <= 64 + 0.001 * bits
     reader = BitReader(data)
-    found, ranks = ConditionalSupportCode.read(reader, tokens, previous)
+    _, (found, ranks) = ConditionalSupportCode.read(reader, tokens, previous)
     reader.finish()
     assert sorted(zip(found.tolist(), order[ranks].tolist(), strict=True)) == pairs
     assert n == 0 or found.size == len(pairs)
@@ -143,7 +143,7 @@ def test_what_the_receiver_knows_is_worth_bits(stream):
     assert bits < 0.8 * IntroductionCode().bits(support, 200).total
     order = []
     reader = stream(lambda writer: order.append(code.write(writer, support, tokens, previous)), bits)
-    found, ranks = ConditionalSupportCode.read(reader, tokens, previous)
+    _, (found, ranks) = ConditionalSupportCode.read(reader, tokens, previous)
     reader.finish()
     rebuilt = np.zeros_like(mask)
     rebuilt[found, order[0][ranks]] = True

@@ -1,0 +1,6 @@
+"""The fuzz target is a program of the repository: it is found from the root, wherever pytest was started."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

@@ -1,0 +1,69 @@
+"""Small real messages of every kind that is shipped, out of the senders themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse
+
+from decompositions.baselines import AffineExplanation, ConstantExplanation, TableExplanation
+from decompositions.clusters import ClustersExplanation
+from decompositions.dictionary import NO_SIDE, SCALE_AND_MEAN, DictionaryExplanation, fit_dictionary
+from decompositions.random_dictionary import RandomDictionaryExplanation, random_directions
+from mdl.message import QuantisedArray, Section
+from mdl.protocols import Settings
+from mdl.transform_coding import TransformCoder, moments, principal_axes
+
+WIDTH, TOKENS = 4, 64
+
+
+def settings(horizon: float) -> Settings:
+    return Settings(horizon, 0.2, np.eye(WIDTH))
+
+
+def outputs() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(TOKENS, WIDTH)) * [3.0, 1.0, 0.5, 0.2] + 0.3).astype(np.float32)
+
+
+def dictionary(atoms: np.ndarray, side: int, signed: bool) -> DictionaryExplanation:
+    def encode(values: np.ndarray) -> scipy.sparse.csr_array:
+        overlap = values @ atoms.T
+        return scipy.sparse.csr_array(overlap * (np.abs(overlap) > 1.0) if signed else np.maximum(overlap - 1.0, 0.0))
+
+    return fit_dictionary("dictionary", atoms, np.full(WIDTH, 0.3, np.float32), encode, outputs(), signed, side)
+
+
+def components(horizon: float) -> Section:
+    values, chosen = outputs(), settings(horizon)
+    return TransformCoder.fit(principal_axes(*moments(values), chosen.root), values, chosen.step).section(chosen)
+
+
+def explanations(horizon: float) -> list[Section]:
+    """One section of every kind, as precise as the horizon asks."""
+    rng, chosen = np.random.default_rng(1), settings(horizon)
+    mean = outputs().mean(0, dtype=np.float64)
+    share = np.array([0.5, 0.25, 0.15, 0.05, 0.04, 0.01])
+    ids = np.array([1, 2, 5, 17, 300, 50_000])
+    atoms = random_directions(7, 10, WIDTH)
+    senders = [
+        ConstantExplanation(mean),
+        TableExplanation(mean, ids, rng.normal(size=(6, WIDTH)), share),
+        AffineExplanation(rng.normal(size=(3, WIDTH)), mean, np.array([4.0, 1.0, 0.1])),
+        ClustersExplanation(rng.normal(size=(6, WIDTH)), share, "clusters"),
+        dictionary(atoms, NO_SIDE, signed=False),
+        dictionary(atoms, SCALE_AND_MEAN, signed=True),
+        RandomDictionaryExplanation(dictionary(atoms, NO_SIDE, signed=True), 7),
+    ]
+    return [components(horizon), *(sender.section(chosen) for sender in senders)]
+
+
+def corpus() -> list[list[Section]]:
+    """Messages as they are sent: constants of special positions, an explanation, and mostly a residual coder."""
+    special = Section("special", (QuantisedArray.from_values(np.ones((1, WIDTH)), 0.01),))
+    messages = [[special, section] for section in explanations(1e2)]
+    messages += [[special, section, components(1e5)] for section in explanations(1e5)]
+    # Arrays long enough for every code of the menu, and steps of several octaves.
+    rng = np.random.default_rng(2)
+    wide = QuantisedArray.from_values(rng.laplace(size=(60, WIDTH)), np.exp2(rng.integers(-6, 0, 60)))
+    outlier = QuantisedArray.from_integers(np.r_[np.arange(40), 1 << 50][None])
+    return [*messages, [], [Section("clusters", (), (wide,))], [Section("constant", (outlier,), ())]]
