@@ -237,6 +237,7 @@ def merged(first: Scorecard, second: Scorecard) -> Scorecard:
         first,
         scores=(*first.scores, *second.scores),
         comparisons=(*first.comparisons, *second.comparisons),
+        envelope=(*first.envelope, *second.envelope),
         seconds=first.seconds + second.seconds,
     )
 
