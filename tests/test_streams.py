@@ -82,14 +82,7 @@ def equal(a: State, b: State) -> bool:
     """Equal symbols, whatever they are."""
     if isinstance(a, JoinedState):
         return all(equal(x, y) for x, y in zip(a.streams, b.streams, strict=True))
-    names = {
-        SparseState: ("tokens", "features", "values", "classes"),
-        DenseState: ("values",),
-        IndexState: ("indices",),
-    }
-    return type(a) is type(b) and all(
-        np.array_equal(getattr(a, name), getattr(b, name)) for name in names.get(type(a), ("n_tokens",))
-    )
+    return type(a) is type(b) and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in SYMBOLS[type(a)])
 
 
 @pytest.mark.parametrize("follows", [True, False], ids=["token ids decide", "nothing decides"])

@@ -233,7 +233,7 @@ def test_damaged_sections_are_refused(change, match: str):
 
 
 def test_a_decoder_refuses_a_foreign_state():
-    explanation, outputs = example()
+    explanation, _ = example()
     decoder = DictionaryDecoder.from_section(explanation.section(settings()))
     with pytest.raises(ExplanationError, match="IndexState"):
         decoder.alphabet.accept(IndexState(np.zeros(3, np.int64), 2), 3)

@@ -12,6 +12,7 @@ from decompositions.random_dictionary import RandomDictionaryExplanation, random
 from mdl.message import QuantisedArray, Section
 from mdl.protocols import Settings
 from mdl.transform_coding import TransformCoder, moments, principal_axes
+from tests.program.conftest import dictionary_program, table_program
 
 WIDTH, TOKENS = 4, 64
 
@@ -54,7 +55,8 @@ def explanations(horizon: float) -> list[Section]:
         dictionary(atoms, SCALE_AND_MEAN, signed=True),
         RandomDictionaryExplanation(dictionary(atoms, NO_SIDE, signed=True), 7),
     ]
-    return [components(horizon), *(sender.section(chosen) for sender in senders)]
+    sections = [sender.section(chosen) for sender in senders]
+    return [components(horizon), *sections, table_program(sections[1]), dictionary_program(sections[4])]
 
 
 def corpus() -> list[list[Section]]:

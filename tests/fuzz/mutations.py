@@ -17,7 +17,10 @@ from mdl.codes.tables import COARSENESS, MAX_SPAN
 from mdl.errors import CodeError, MessageError
 from mdl.message import CHECKSUM_BYTES, MAGIC, QuantisedArray, Section, encode_message, sealed
 
-KINDS = ("special", "constant", "table", "affine", "clusters", "components", "dictionary", "random-dictionary")
+KINDS = (
+    *("special", "constant", "table", "affine", "clusters", "components", "dictionary", "random-dictionary"),
+    "program",
+)
 EXTREMES = (0, 1, -1, 7, 255, 4096, 1 << 20, 10**9, 1 << 31, 1 << 53, 1 << 60, (1 << 62) - 1)
 MOST_BYTES = 2000  # of a mutated message: longer ones only take longer
 
