@@ -149,7 +149,7 @@ def score(
 
 
 def _fitted(task: Task, decompositions: Sequence[Decomposition], watch: Progress) -> list[Explanation]:
-    """Every explanation. **Raises:** `ExplanationError` for a changed task, a name given twice, the yardstick's taken."""
+    """Every explanation. **Raises:** `ExplanationError` for a changed task, or a name that is taken."""
     fitted: list[Explanation] = []
     sealed = seal(task)
     for index, decomposition in enumerate(decompositions):
