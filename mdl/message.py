@@ -254,6 +254,7 @@ def _read_kind(reader: BitReader) -> str:
 
 def _write_array(writer: BitWriter, array: QuantisedArray) -> np.ndarray:
     """Shape, row steps relative to the finest, then the symbols of each step class together. Returns bits a row."""
+    array = _plain(array)
     array.check()
     rows, columns = array.symbols.shape
     writer.spend(_array_work(rows, columns))
@@ -275,6 +276,17 @@ def _write_array(writer: BitWriter, array: QuantisedArray) -> np.ndarray:
 
 def _array_work(rows: int, columns: int) -> int:
     return WORK_PER_ARRAY + max(rows * columns, rows, columns)
+
+
+def _plain(array: QuantisedArray) -> QuantisedArray:
+    """Plain arrays of the same integers. **Raises:** `MessageError` for what are no integers."""
+    for what, values in (("symbols", array.symbols), ("exponents", array.exponents)):
+        if not np.issubdtype(np.asarray(values).dtype, np.integer):
+            raise MessageError(
+                f"{what} of type {np.asarray(values).dtype}: a message carries integers and the step of each row, no "
+                "floats whose mantissas would be a payload. Use QuantisedArray.from_values."
+            )
+    return QuantisedArray(np.array(array.symbols, np.int64), np.array(array.exponents, np.int64))
 
 
 def _read_array(reader: BitReader) -> QuantisedArray:
