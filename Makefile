@@ -4,11 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint fuzz benchmark embedded clean cheats
+.PHONY: demo verify test test-slow lint fuzz benchmark embedded clean cheats
 
 demo: $(STAMP)
 	@if [ -e run ]; then echo "make demo writes into ./run, which exists: move it away first"; exit 1; fi
 	$(BIN)/mdl compare --out run
+
+# Decodes what the demo sent in fresh processes, and works every figure of it out again.
+verify: $(STAMP)
+	$(BIN)/mdl verify run
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -q

@@ -12,11 +12,13 @@ from mdl.report.table import envelope_table
 from mdl.score import score
 from mdl.task import ACTIVATIONS, Task
 
+pytestmark = pytest.mark.usefixtures("in_little_time")
+
 HORIZON, FEW = 1e5, 200.0
 
 
 @pytest.fixture(scope="module")
-def card(tiny_task: Task) -> Scorecard:
+def card(tiny_task: Task, in_little_time: None) -> Scorecard:
     found, _ = score(
         tiny_task, [TokenTable()], phenomena=[ACTIVATIONS], fidelities=[0.1], horizon=HORIZON, envelope=[FEW]
     )
@@ -45,7 +47,11 @@ def test_the_table_says_what_one_setting_loses(card: Scorecard) -> None:
     table = envelope_table(card, (ACTIVATIONS, 0.1))
     assert table is not None
     gain = 1 - card.lowest(card.scores[0], FEW) / card.scores[0].total(FEW)
-    assert [[str(c) for c in column.cells] for column in table.columns] == [["token-table"], [f"{100 * gain:.1f}%"], ["0"]]
+    assert [[str(c) for c in column.cells] for column in table.columns] == [
+        ["token-table"],
+        [f"{100 * gain:.1f}%"],
+        ["0"],
+    ]
     assert envelope_table(Scorecard(card.task, card.scores), (ACTIVATIONS, 0.1)) is None
 
 
