@@ -64,6 +64,7 @@ class Solver:
     # What streams cost over the closed form that the search goes by, and the codes by which that was last measured.
     prices: Prices = field(default_factory=Prices)
     coded: Coded | None = None
+    corrected: CodedDense | None = None
     known: dict[tuple[Any, ...], Outlook] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -73,7 +74,8 @@ class Solver:
         """An attempt's streams under their shorter codes; the search goes by these prices from here on."""
         context = split.sample.inputs.context()
         self.coded = choose(attempt.state, context, self.coded)
-        codes = None if attempt.residual is None else CodedDense.choose(attempt.residual, context)
+        codes = None if attempt.residual is None else CodedDense.choose(attempt.residual, context, self.corrected)
+        self.corrected = codes or self.corrected
         self.prices = Prices.of(self.coded, codes)
         return self.coded, codes
 

@@ -50,11 +50,11 @@ def choose(state: State, context: Context, like: Coded | None = None) -> Coded:
     **Arguments:** `like`: how a similar state was coded; parameters that are slow to fit are taken from there.
     """
     if isinstance(state, DenseState):
-        return CodedDense.choose(state, context)
+        return CodedDense.choose(state, context, like)
     if isinstance(state, SparseState):
         return CodedSparse.choose(state, context, like)
     if isinstance(state, IndexState):
-        return CodedIndex.choose(state, context)
+        return CodedIndex.choose(state, context, like)
     if isinstance(state, JoinedState):
         known = like.parts if isinstance(like, CodedJoined) else (None,) * len(state.streams)
         return CodedJoined(tuple(choose(s, context, k) for s, k in zip(state.streams, known, strict=True)))
@@ -98,11 +98,13 @@ class CodedDense:
     code: ConditionalColumnCode | None
 
     @classmethod
-    def choose(cls, state: DenseState, context: Context) -> CodedDense:
+    def choose(cls, state: DenseState, context: Context, like: Coded | None = None) -> CodedDense:
         if not state.values.size:
             return cls(state, context, None)
-        some = slice(FIT_TOKENS)
-        code = ConditionalColumnCode.fit(state.values[some], context.tokens[some], context.previous[some])
+        code = like.code if isinstance(like, CodedDense) else None
+        if code is None:
+            some = slice(FIT_TOKENS)
+            code = ConditionalColumnCode.fit(state.values[some], context.tokens[some], context.previous[some])
         found = cls(state, context, code)
         return found if found.length.total < 1.0 + state.bits() else cls(state, context, None)
 
@@ -147,15 +149,17 @@ class CodedSparse:
     @classmethod
     def choose(cls, state: SparseState, context: Context, like: Coded | None) -> CodedSparse:
         pairs, side = (state.tokens, state.features), (context.tokens, context.previous)
-        if isinstance(like, CodedSparse) and like.support is not None:
-            support = like.support
-        else:
-            support = ConditionalSupportCode.fit(pairs, *side)
-        independent = cls(state, context, None, False)
-        shorter = support.total_bits(pairs, *side) < independent.support_length.total
-        found = cls(state, context, support if shorter else None, True)
-        values = found.value_length.total < independent.value_length.total
-        return cls(state, context, found.support, values)
+        known = like.support if isinstance(like, CodedSparse) else None
+        support = ConditionalSupportCode.fit(pairs, *side) if known is None else known
+        conditional, independent = cls(state, context, support, True), cls(state, context, None, False)
+        if conditional.support_length.total >= independent.support_length.total:
+            support = None
+        values = conditional.value_length.total < independent.value_length.total
+        found = cls(state, context, support, values)
+        # What was just worked out for one of the two is its length.
+        found.__dict__["support_length"] = (conditional if support else independent).support_length
+        found.__dict__["value_length"] = (conditional if values else independent).value_length
+        return found
 
     @classmethod
     def read(cls, reader: BitReader, context: Context, classes: np.ndarray, signed: bool) -> CodedSparse:
@@ -228,8 +232,11 @@ class CodedIndex:
     code: ConditionalIndexCode | None
 
     @classmethod
-    def choose(cls, state: IndexState, context: Context) -> CodedIndex:
-        code = ConditionalIndexCode.fit(state.indices, context.tokens, context.previous)
+    def choose(cls, state: IndexState, context: Context, like: Coded | None = None) -> CodedIndex:
+        code = like.code if isinstance(like, CodedIndex) else None
+        if code is None:
+            some = slice(FIT_TOKENS)
+            code = ConditionalIndexCode.fit(state.indices[some], context.tokens[some], context.previous[some])
         found = cls(state, context, code)
         return found if found.length.total < 1.0 + state.bits() else cls(state, context, None)
 
