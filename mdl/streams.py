@@ -150,7 +150,7 @@ class CodedSparse:
     def choose(cls, state: SparseState, context: Context, like: Coded | None) -> CodedSparse:
         pairs, side = (state.tokens, state.features), (context.tokens, context.previous)
         known = like.support if isinstance(like, CodedSparse) else None
-        support = ConditionalSupportCode.fit(pairs, *side) if known is None else known
+        support: ConditionalSupportCode | None = ConditionalSupportCode.fit(pairs, *side) if known is None else known
         conditional, independent = cls(state, context, support, True), cls(state, context, None, False)
         if conditional.support_length.total >= independent.support_length.total:
             support = None
