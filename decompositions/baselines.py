@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse
@@ -16,6 +17,7 @@ from mdl.errors import ExplanationError, MessageError
 from mdl.message import QuantisedArray, Section
 from mdl.protocols import Inputs, Sample, Settings
 from mdl.state import NoState, State
+from mdl.static_rows import metric_rows, predict_columns
 from mdl.task import Task
 
 STATIC_KNOB: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -119,14 +121,19 @@ class TableExplanation:
     kind: str = "table"
     knobs: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"static": STATIC_KNOB})
 
+    @cached_property
+    def prediction(self) -> np.ndarray:
+        """Of columns from those before them; it does not depend on the settings."""
+        return predict_columns(self.rows)
+
     def section(self, settings: Settings) -> Section:
-        rows = QuantisedArray.from_values(self.rows, settings.static_step(self.frequency))
+        rows = metric_rows(self.rows, self.frequency, settings, self.prediction)
         kept = rows.symbols.any(1)  # a row that rounds to nothing is not worth its id
         increments = np.diff(self.ids[kept], prepend=-1)
         mean = QuantisedArray.from_values(self.mean, settings.static_step(1.0))
         parts = (
             QuantisedArray.from_integers(increments.reshape(-1)),
-            QuantisedArray(rows.symbols[kept], rows.exponents[kept]),
+            rows.rows(kept),
         )
         return Section(self.kind, (mean,), parts)
 
@@ -189,8 +196,13 @@ class AffineExplanation:
     kind: str = "affine"
     knobs: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"static": STATIC_KNOB})
 
+    @cached_property
+    def prediction(self) -> np.ndarray:
+        """Of columns from those before them; it does not depend on the settings."""
+        return predict_columns(self.matrix)
+
     def section(self, settings: Settings) -> Section:
-        matrix = QuantisedArray.from_values(self.matrix, settings.static_step(self.energy))
+        matrix = metric_rows(self.matrix, self.energy, settings, self.prediction)
         return Section(self.kind, (matrix, QuantisedArray.from_values(self.bias, settings.static_step(1.0))))
 
     def encode(self, decoder: AffineDecoder, sample: Sample, settings: Settings) -> NoState:

@@ -17,10 +17,10 @@ import numpy as np
 from mdl.codes.arrays import read_shortest, write_shortest
 from mdl.codes.bitstream import BitReader, BitWriter
 from mdl.codes.integers import read_count, read_signed_count, write_count, write_signed_count
+from mdl.codes.lattice import STEPS_PER_OCTAVE, Lattice
 from mdl.errors import CodeError, MessageError
 
 MAGIC = b"MDL\x01"
-STEPS_PER_OCTAVE = 4
 LARGEST_SYMBOL = 1 << 60
 MAX_ELEMENTS = 1 << 28  # an array larger than this is refused before anything is allocated
 
@@ -32,10 +32,14 @@ def step_exponent(step: float | np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class QuantisedArray:
-    """Integers and the step of each row: value[r, c] = symbols[r, c] * 2^(exponents[r] / 4)."""
+    """Integers and the step of each row: value[r, c] = symbols[r, c] * 2^(exponents[r] / 4).
+
+    With a `lattice`, the row's step times (symbols[r] @ the lattice's basis).
+    """
 
     symbols: np.ndarray
     exponents: np.ndarray
+    lattice: Lattice | None = None
 
     @classmethod
     def from_values(cls, values: np.ndarray, steps: np.ndarray | float) -> QuantisedArray:
@@ -67,8 +71,17 @@ class QuantisedArray:
         return cls(values, np.zeros(len(values), np.int64))
 
     def values(self) -> np.ndarray:
-        """float32 [rows, columns]: what the receiver gets."""
+        """float32 [rows, columns]: what the receiver gets.
+
+        **Raises:** `CodeError` for a lattice beyond floating point.
+        """
+        if self.lattice is not None:
+            return self.lattice.values(self.symbols, self.exponents).astype(np.float32)
         return (self.symbols * np.exp2(self.exponents / STEPS_PER_OCTAVE)[:, None]).astype(np.float32)
+
+    def rows(self, order: np.ndarray) -> QuantisedArray:
+        """The rows that `order` names, by number or by a mask, in its order."""
+        return QuantisedArray(self.symbols[order], self.exponents[order], self.lattice)
 
 
 @dataclass(frozen=True)
@@ -85,8 +98,7 @@ class Section:
 
     def reordered(self, order: np.ndarray) -> Section:
         """The parts in another order: the new part i is the old part order[i]."""
-        parts = tuple(QuantisedArray(a.symbols[order], a.exponents[order]) for a in self.parts)
-        return Section(self.kind, self.header, parts)
+        return Section(self.kind, self.header, tuple(a.rows(order) for a in self.parts))
 
 
 @dataclass(frozen=True)
@@ -164,7 +176,8 @@ def _read_text(reader: BitReader) -> str:
 
 
 def _write_array(writer: BitWriter, array: QuantisedArray) -> np.ndarray:
-    """Shape, row steps relative to the finest, then the symbols of each step class together. Returns bits a row."""
+    """Shape, row steps relative to the finest, then the symbols of each step class together, or of each class of the
+    lattice. Returns bits a row."""
     rows, columns = array.symbols.shape
     write_count(writer, rows)
     write_count(writer, columns)
@@ -173,8 +186,10 @@ def _write_array(writer: BitWriter, array: QuantisedArray) -> np.ndarray:
     base = int(array.exponents.min())
     write_signed_count(writer, base)
     relative = array.exponents - base
-    writer.uniform(np.array([int(relative.any())]), 2)
+    writer.uniform(np.array([int(relative.any()) + 2 * (array.lattice is not None)]), 4)
     cost = write_shortest(writer, relative) if relative.any() else np.zeros(rows)
+    if array.lattice is not None:
+        return cost + array.lattice.write(writer, array.symbols, array.exponents)
     for level in np.unique(relative):
         chosen = relative == level
         bits = write_shortest(writer, array.symbols[chosen].ravel())
@@ -189,10 +204,11 @@ def _read_array(reader: BitReader) -> QuantisedArray:
     if rows * columns == 0:
         return QuantisedArray(np.zeros((rows, columns), np.int64), np.zeros(rows, np.int64))
     base = read_signed_count(reader)
-    if not reader.uniform(1, 2)[0]:
-        symbols = read_shortest(reader, rows * columns).reshape(rows, columns)
-        return QuantisedArray(symbols, np.full(rows, base))
-    relative = read_shortest(reader, rows)
+    form = int(reader.uniform(1, 4)[0])
+    relative = read_shortest(reader, rows) if form & 1 else np.zeros(rows, np.int64)
+    if form & 2:
+        lattice, symbols = Lattice.read(reader, relative + base, columns)
+        return QuantisedArray(symbols, relative + base, lattice)
     symbols = np.zeros((rows, columns), np.int64)
     for level in np.unique(relative):
         chosen = relative == level

@@ -74,6 +74,14 @@ class Settings:
     root: np.ndarray
     knobs: Mapping[str, float] = field(default_factory=dict)
 
+    def metric_step(self, energy: np.ndarray | float) -> np.ndarray:
+        r"""The step of a static row that is rounded under the metric, in its units: $$p \, \Delta / \sqrt{N \, E[c^2]}$$.
+
+        All directions are worth one step there; `static_step` is this for rows that are rounded number by number.
+        """
+        scale = self.knobs.get("static", 1.0) * self.step
+        return np.asarray(scale / np.sqrt(self.horizon * np.maximum(energy, 1e-12)))
+
     def static_step(self, energy: np.ndarray | float) -> np.ndarray:
         r"""Quantiser step for the entries of a static row that is used with coefficient c, `energy` = E[c^2] a token.
 
@@ -81,9 +89,7 @@ class Settings:
         $\sqrt{12/(N h)}$ for the Fisher information h = 12 E[c^2] g / Delta^2 that the error's share of the distortion
         Delta^2/12 implies. The knob `static` is p, 1 by default: what a later residual coder can mend may be coarser.
         """
-        scale = self.knobs.get("static", 1.0) * self.step
-        gain = np.sqrt(np.sum(self.root**2) / len(self.root))
-        return np.asarray(scale / (gain * np.sqrt(self.horizon * np.maximum(energy, 1e-12))))
+        return self.metric_step(energy) / np.sqrt(np.sum(self.root**2) / len(self.root))
 
 
 @runtime_checkable
