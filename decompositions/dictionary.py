@@ -157,8 +157,8 @@ def build_decoder(
 class FeatureStatistics:
     """What fit data says of each feature, [F]: `frequency` of use, `energy` E[(s a)^2] a token, `mean` |a| when on.
 
-    `scale`: root mean square of the tokens' scale s, 1 without side information; `moments` [F, F]: E[(s a)(s a)^T], None
-    where it is not known.
+    `scale`: root mean square of the tokens' scale s, 1 without side information; `moments` [F, F]: E[(s a)(s a)^T], or
+    None where it is not known.
     """
 
     frequency: np.ndarray

@@ -75,7 +75,7 @@ class Settings:
     knobs: Mapping[str, float] = field(default_factory=dict)
 
     def metric_step(self, energy: np.ndarray | float) -> np.ndarray:
-        r"""The step of a static row that is rounded under the metric, in its units: $$p \, \Delta / \sqrt{N \, E[c^2]}$$.
+        r"""The step, in the metric, of a static row that is rounded under it: $$p \, \Delta / \sqrt{N \, E[c^2]}$$.
 
         All directions are worth one step there; `static_step` is this for rows that are rounded number by number.
         """

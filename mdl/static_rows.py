@@ -35,8 +35,10 @@ class Coupling:
 
     @classmethod
     def of(cls, moments: scipy.sparse.csr_array | np.ndarray) -> Coupling | None:
-        """From second moments [n, n]; None for more than 4,096 rows, which are rounded one by one. Rare rows are rounded
-        first, those whose errors matter most last."""
+        """From second moments [n, n]; None for more than 4,096 rows, which are rounded each by itself.
+
+        Rare rows are rounded first, those whose errors matter most last.
+        """
         if moments.shape[0] > MOST_COUPLED:
             return None
         dense = moments.toarray() if isinstance(moments, scipy.sparse.sparray) else np.array(moments)
@@ -102,8 +104,8 @@ def metric_rows(
 def prediction_pays(rows: np.ndarray, steps: np.ndarray, root: np.ndarray, prediction: np.ndarray) -> bool:
     r"""Whether the bits that a prediction saves are more than its own.
 
-    $$\sum_{r,j} \tfrac12 \log_2 \frac{v_j + s_{rj}^2 / 12}{i_j + s_{rj}^2 / 12}$$ are saved; v and i are the mean squares
-    of columns and of innovations, s the steps.
+    $$\sum_{r,j} \tfrac12 \log_2 \frac{v_j + s_{rj}^2 / 12}{i_j + s_{rj}^2 / 12}$$ are saved; v and i are the mean
+    squares of columns and of innovations, s the steps.
     """
     heights = np.diag(np.linalg.cholesky(root @ root.T))
     noise = np.square(steps[:, None] / heights) / 12.0
