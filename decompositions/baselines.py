@@ -187,7 +187,7 @@ class AffineDecoder:
 
 @dataclass(frozen=True)
 class AffineExplanation:
-    """Least-squares map of the region's inputs; `energy` [d_in] is E[x_i^2], `moments` [d_in, d_in] E[x x^T] if known."""
+    """Least-squares map of the region's inputs; `energy` [d_in] is E[x_i^2], `moments` E[x x^T] if it is known."""
 
     matrix: np.ndarray
     bias: np.ndarray

@@ -29,7 +29,15 @@ ALLOWED: dict[str, set[str]] = {
     "mdl.state": {"mdl.errors", "mdl.codes"},
     # The annotations of protocols name Task; only a type checker imports it.
     "mdl.protocols": {"mdl.message", "mdl.state"},
-    "mdl.transform_coding": {"mdl.errors", "mdl.codes", "mdl.message", "mdl.state", "mdl.protocols"},
+    "mdl.static_rows": {"mdl.errors", "mdl.codes", "mdl.message", "mdl.protocols"},
+    "mdl.transform_coding": {
+        "mdl.errors",
+        "mdl.codes",
+        "mdl.message",
+        "mdl.state",
+        "mdl.protocols",
+        "mdl.static_rows",
+    },
     "mdl.task": {"mdl.errors", "mdl.data", "mdl.models", "mdl.protocols"},
     "mdl.report": REPORT,
 }
