@@ -15,6 +15,7 @@ from mdl.errors import CodeError
 
 ADAPTIVE_LIMIT = 16384  # beyond this many symbols the adaptive code, read bit by bit, is not used
 PARAMETRIC_LIMIT = 8192  # a longer array pays for its own table many times over: the families need not be tried
+ONE_BUCKET = 64  # smaller magnitudes are buckets of their own
 PARAMETRIC_LARGEST = 512  # magnitudes beyond it would take long tables in decimal arithmetic
 
 
@@ -127,6 +128,8 @@ def _length(code: ArrayCode, values: np.ndarray) -> float:
         return np.inf
     if values.size > ADAPTIVE_LIMIT and isinstance(code, OneClassCode):
         return np.inf
+    if isinstance(code, BucketCode) and np.abs(values).max(initial=0) < ONE_BUCKET:
+        return np.inf  # its table would be the plain one
     try:
         return code.bits(values)
     except CodeError:
