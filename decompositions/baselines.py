@@ -120,14 +120,19 @@ class TableExplanation:
     name: str = "token-table"
     kind: str = "table"
     knobs: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"static": STATIC_KNOB})
+    left: np.ndarray | None = None  # covariance [d, d] of what the table does not explain
 
     @cached_property
     def prediction(self) -> np.ndarray:
         """Of columns from those before them; it does not depend on the settings."""
         return predict_columns(self.rows)
 
+    def rounded(self, settings: Settings) -> QuantisedArray:
+        """All rows, those among them that round to nothing."""
+        return metric_rows(self.rows, self.frequency, settings, self.prediction, left=self.left)
+
     def section(self, settings: Settings) -> Section:
-        rows = metric_rows(self.rows, self.frequency, settings, self.prediction)
+        rows = self.rounded(settings)
         kept = rows.symbols.any(1)  # a row that rounds to nothing is not worth its id
         increments = np.diff(self.ids[kept], prepend=-1)
         mean = QuantisedArray.from_values(self.mean, settings.static_step(1.0))
@@ -158,7 +163,8 @@ class TokenTable:
         within = float(np.square(outputs - mean - rows[index]).sum()) / max(len(index) - len(ids), 1)
         between = max(float(counts @ np.square(rows).sum(1)) - len(ids) * within, 1e-12) / len(index)
         shrunk = rows * (counts / (counts + within / between))[:, None]
-        return TableExplanation(mean, ids, shrunk, counts / len(tokens))
+        left = np.cov((outputs - mean - shrunk[index]).T)
+        return TableExplanation(mean, ids, shrunk, counts / len(tokens), left=left)
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,8 @@ class AffineDecoder:
 
 @dataclass(frozen=True)
 class AffineExplanation:
-    """Least-squares map of the region's inputs; `energy` [d_in] is E[x_i^2], `moments` E[x x^T] if it is known."""
+    """Least-squares map of the region's inputs; `energy` [d_in] is E[x_i^2], `moments` E[x x^T] if it is known, `left`
+    the covariance of what the map does not explain."""
 
     matrix: np.ndarray
     bias: np.ndarray
@@ -196,6 +203,7 @@ class AffineExplanation:
     kind: str = "affine"
     knobs: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"static": STATIC_KNOB})
     moments: np.ndarray | None = None
+    left: np.ndarray | None = None
 
     @cached_property
     def coupling(self) -> Coupling | None:
@@ -208,7 +216,7 @@ class AffineExplanation:
         return predict_columns(self.matrix)
 
     def section(self, settings: Settings) -> Section:
-        matrix = metric_rows(self.matrix, self.energy, settings, self.prediction, self.coupling)
+        matrix = metric_rows(self.matrix, self.energy, settings, self.prediction, self.coupling, self.left)
         return Section(self.kind, (matrix, QuantisedArray.from_values(self.bias, settings.static_step(1.0))))
 
     def encode(self, decoder: AffineDecoder, sample: Sample, settings: Settings) -> NoState:
@@ -239,4 +247,5 @@ class Affine:
         gram += self.ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
         matrix = np.linalg.solve(gram, x.T @ y)
         moments = inputs.T @ inputs / len(inputs)
-        return AffineExplanation(matrix, mean - centre @ matrix, np.diag(moments).copy(), moments=moments)
+        left = np.cov((y - x @ matrix).T)
+        return AffineExplanation(matrix, mean - centre @ matrix, np.diag(moments).copy(), moments=moments, left=left)

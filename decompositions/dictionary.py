@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -158,7 +158,7 @@ class FeatureStatistics:
     """What fit data says of each feature, [F]: `frequency` of use, `energy` E[(s a)^2] a token, `mean` |a| when on.
 
     `scale`: root mean square of the tokens' scale s, 1 without side information; `moments` [F, F]: E[(s a)(s a)^T], or
-    None where it is not known.
+    None where it is not known; `left` [d, d]: covariance of what exact activations do not explain, or None.
     """
 
     frequency: np.ndarray
@@ -166,6 +166,7 @@ class FeatureStatistics:
     mean: np.ndarray
     scale: float = 1.0
     moments: scipy.sparse.csr_array | None = None
+    left: np.ndarray | None = None
 
 
 def token_side(outputs: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -293,7 +294,12 @@ class DictionaryExplanation:
             self.rounded.clear()
             used = np.flatnonzero(self.statistics.frequency > 0)
             atoms = metric_rows(
-                self.atoms[used], self.statistics.energy[used], settings, self.prediction, self.coupling
+                self.atoms[used],
+                self.statistics.energy[used],
+                settings,
+                self.prediction,
+                self.coupling,
+                self.statistics.left,
             )
             sent = atoms.symbols.any(1)
             self.rounded[id(settings)] = (settings, used[sent], atoms.rows(sent))
@@ -338,5 +344,7 @@ def fit_dictionary(
             f"{name}: none of {found.shape[1]} features is on for any of {len(outputs)} tokens. The dictionary was "
             "probably made for activations of another site, model or scale."
         )
-    statistics = feature_statistics(found, outputs, side)
+    scale, mean = token_side(outputs, side) if side else (np.ones(len(outputs)), np.zeros(len(outputs)))
+    exact = (found @ atoms + bias) * scale[:, None] + mean[:, None]
+    statistics = replace(feature_statistics(found, outputs, side), left=np.cov((outputs - exact).T))
     return DictionaryExplanation(name, atoms, bias, encoder, statistics, signed, side, notes)

@@ -65,6 +65,7 @@ def merged(explanations: Sequence[DictionaryExplanation]) -> DictionaryExplanati
         mean=first.statistics.mean,
         scale=first.statistics.scale,
         moments=sum(moments[1:], moments[0]) if len(moments) == len(every) else None,
+        left=first.statistics.left,
     )
     return replace(first, statistics=statistics, rounded={})
 

@@ -66,6 +66,20 @@ class Coupling:
         return symbols
 
 
+def root_behind(settings: Settings, left: np.ndarray | None) -> np.ndarray:
+    r"""The root [d, d] of what an error of the rows costs, the residual coder behind them.
+
+    With `left` [d, d], the covariance of what the explanation does not explain, of which an axis of the metric has the
+    variance l, an error of variance e on it costs $$\tfrac12 \log_2(1 + e / \max(l, \Delta^2 / 12))$$ bits: where the
+    residual is coded anyway, an error more is hardly noticed (reverse water-filling). None: the metric itself.
+    """
+    if left is None:
+        return settings.root
+    variances, axes = np.linalg.eigh(settings.root @ left @ settings.root)
+    floor = settings.step**2 / 12.0
+    return settings.root @ axes * np.sqrt(floor / np.maximum(variances, floor))
+
+
 def predict_columns(rows: np.ndarray) -> np.ndarray:
     """The prediction [d, d], in sixteenths, that rows [n, d] ask for; each counts by its direction alone."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -78,11 +92,13 @@ def metric_rows(
     settings: Settings,
     prediction: np.ndarray | None = None,
     coupling: Coupling | None = None,
+    left: np.ndarray | None = None,
 ) -> QuantisedArray:
     """Rows [n, d] that are used with coefficients c, `energy` [n] = E[c^2] a token, rounded under the metric in force.
 
     The step of a row is `settings.metric_step`; `prediction` [d, d], in sixteenths, is used if it saves more bits than
-    it takes; `coupling` says which rows are used together. Few rows are rounded one number by one, with
+    it takes; `coupling` says which rows are used together; `left` [d, d] is the covariance of what the
+    explanation leaves to the residual coder (`root_behind`). Few rows are rounded one number by one, with
     `settings.static_step`. **Raises:** `MessageError` for values that are NaN or infinite, or steps far too fine.
     """
     rows = np.asarray(rows, np.float64)
@@ -90,10 +106,11 @@ def metric_rows(
         return QuantisedArray.from_values(rows, settings.static_step(energy))
     steps = settings.metric_step(energy if coupling is None else coupling.energy)
     steps = np.broadcast_to(steps, (len(rows),))
-    if prediction is None or not prediction_pays(rows, steps, settings.root, prediction):
+    root = root_behind(settings, left)
+    if prediction is None or not prediction_pays(rows, steps, root, prediction):
         prediction = no_prediction(rows.shape[1])
     exponents = step_exponent(steps)
-    rounding = Rounding.of(rows, settings.root, prediction)
+    rounding = Rounding.of(rows, root, prediction)
     try:
         symbols = rounding.symbols(rows, exponents) if coupling is None else coupling.symbols(rounding, rows, exponents)
     except CodeError as error:

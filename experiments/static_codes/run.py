@@ -41,7 +41,7 @@ SETTINGS = {
     "token-table": (0.07, {"static": 2.0}),
     "affine": (0.07, {"static": 2.0}),
 }
-WAYS = ("exact", "number by number", "under the metric", "+ prediction", "+ coupling")
+WAYS = ("exact", "number by number", "under the metric", "+ prediction", "+ coupling", "+ residual coder in view")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class Resent:
             octaves = np.exp2(np.round(np.log2(settings.static_step(energy))))
             return QuantisedArray.from_values(rows, octaves)
         prediction = None if self.way == "under the metric" else self.explanation.prediction
-        return metric_rows(rows, energy, settings, prediction, coupling if self.way == "+ coupling" else None)
+        left = left_behind(self.explanation) if self.way == WAYS[5] else None
+        return metric_rows(rows, energy, settings, prediction, coupling if self.way in WAYS[4:] else None, left)
 
     def encode(self, decoder: Any, sample: Sample, settings: Settings) -> Any:
         return self.explanation.encode(decoder, sample, settings)
@@ -100,6 +101,11 @@ def place_of_rows(section: Section) -> tuple[str, int]:
     return {"dictionary": ("parts", 0), "table": ("parts", 1), "affine": ("header", 0)}[section.kind]
 
 
+def left_behind(explanation: Any) -> np.ndarray | None:
+    """Covariance of what an explanation leaves to the residual coder."""
+    return explanation.statistics.left if isinstance(explanation, DictionaryExplanation) else explanation.left
+
+
 def contents(explanation: Any, settings: Settings) -> tuple[np.ndarray, np.ndarray, Any]:
     """Rows that are sent, their energies, and their coupling."""
     if isinstance(explanation, DictionaryExplanation):
@@ -108,7 +114,7 @@ def contents(explanation: Any, settings: Settings) -> tuple[np.ndarray, np.ndarr
         return explanation.atoms[kept], explanation.statistics.energy[kept], coupling
     if hasattr(explanation, "matrix"):
         return explanation.matrix, explanation.energy, explanation.coupling
-    kept = metric_rows(explanation.rows, explanation.frequency, settings, explanation.prediction).symbols.any(1)
+    kept = explanation.rounded(settings).symbols.any(1)
     return explanation.rows[kept], explanation.frequency[kept], None
 
 
@@ -213,7 +219,9 @@ def main(only: tuple[str, ...]) -> None:
     for name in only or SETTINGS:
         decomposition = make_decomposition(f'sae:path="{folders[name]}"' if name in folders else name)
         explanation = decomposition.fit(task.for_fitting())
-        for way in WAYS[:4] if name == "token-table" else WAYS:
+        for way in WAYS:
+            if name == "token-table" and way == WAYS[4]:
+                continue  # at any token one row is used: there is nothing to couple
             lines.append(measure(bench, explanation, way, name))
             console.print(f"{name}, {way}: {lines[-1].total:.2f} bits a token")
             save(lines, pair)

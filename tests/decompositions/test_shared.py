@@ -13,7 +13,7 @@ from decompositions.dictionary import DictionaryDecoder, fit_dictionary, quantis
 from decompositions.shared import VIEW, shared_bits, shared_decoders, shared_sections
 from mdl.errors import ExplanationError, MessageError
 from mdl.message import decode_message, encode_message
-from mdl.protocols import Settings
+from mdl.protocols import Inputs, Settings
 
 FEATURES, WIDTH, TOKENS = 90, 24, 600
 
@@ -51,6 +51,7 @@ def test_together_they_cost_little_more_than_one(pair: tuple) -> None:
 
 def test_the_receiver_rebuilds_both_as_precisely(pair: tuple) -> None:
     explanations, outputs = pair
+    inputs = Inputs(np.zeros((1, TOKENS), np.int64), np.ones((1, TOKENS), bool))
     sections = shared_sections(explanations, SETTINGS)
     decoders = shared_decoders(decode_message(encode_message(sections).data))
     for explanation, decoder in zip(explanations, decoders, strict=True):
@@ -59,7 +60,7 @@ def test_the_receiver_rebuilds_both_as_precisely(pair: tuple) -> None:
         errors = []
         for d in (decoder, alone):
             state = quantise(d, values, outputs)
-            errors.append(np.square(d.predict(None, state) - values @ explanation.atoms - explanation.bias).mean())
+            errors.append(np.square(d.predict(inputs, state) - values @ explanation.atoms - explanation.bias).mean())
         assert np.array_equal(decoder.value_steps, alone.value_steps)
         assert errors[0] <= 1.1 * errors[1]
 
