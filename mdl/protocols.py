@@ -89,7 +89,7 @@ class Settings:
         $\sqrt{12/(N h)}$ for the Fisher information h = 12 E[c^2] g / Delta^2 that the error's share of the distortion
         Delta^2/12 implies. The knob `static` is p, 1 by default: what a later residual coder can mend may be coarser.
         """
-        return self.metric_step(energy) / np.sqrt(np.sum(self.root**2) / len(self.root))
+        return np.asarray(self.metric_step(energy) / np.sqrt(np.sum(self.root**2) / len(self.root)))
 
 
 @runtime_checkable
