@@ -133,7 +133,7 @@ class TableExplanation:
 
     def section(self, settings: Settings) -> Section:
         rows = self.rounded(settings)
-        kept = rows.symbols.any(1)  # a row that rounds to nothing is not worth its id
+        kept = np.flatnonzero(np.any(rows.symbols, axis=1))  # a row that rounds to nothing is not worth its id
         increments = np.diff(self.ids[kept], prepend=-1)
         mean = QuantisedArray.from_values(self.mean, settings.static_step(1.0))
         parts = (

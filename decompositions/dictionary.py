@@ -301,7 +301,7 @@ class DictionaryExplanation:
                 self.coupling,
                 self.statistics.left,
             )
-            sent = atoms.symbols.any(1)
+            sent = np.flatnonzero(np.any(atoms.symbols, axis=1))
             self.rounded[id(settings)] = (settings, used[sent], atoms.rows(sent))
         return self.rounded[id(settings)][1:]
 

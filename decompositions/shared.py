@@ -76,7 +76,7 @@ def shared_sections(explanations: Sequence[DictionaryExplanation], settings: Set
     **Raises:** `ExplanationError` as `merged`.
     """
     kept, atoms = merged(explanations).kept(settings)
-    sections = []
+    sections: list[Section] = []
     for explanation in explanations:
         exponents = value_exponents(explanation.atoms, explanation.statistics, settings)
         classes = value_classes(explanation.statistics, exponents)
