@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "mdl.alphabets": {"mdl.errors", "mdl.codes", "mdl.state", "mdl.streams"},
     # The annotations of protocols name Task; only a type checker imports it.
     "mdl.protocols": {"mdl.alphabets", "mdl.message", "mdl.state"},
+    "mdl.static_rows": {"mdl.errors", "mdl.codes", "mdl.message", "mdl.protocols"},
     "mdl.transform_coding": {"mdl.errors", "mdl.codes", "mdl.message", "mdl.state", "mdl.alphabets", "mdl.protocols"},
     "mdl.receiver": {
         *("mdl.errors", "mdl.codes", "mdl.message", "mdl.state"),
