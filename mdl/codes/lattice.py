@@ -76,7 +76,7 @@ class Lattice:
             for k in range(len(share) - 1):
                 lower[k + 1 :, : k + 1] += share[k + 1 :, k, None] * lower[k, : k + 1]
             basis = lower.T * steps[:, None]
-        largest = np.abs(basis).max(0)
+        largest = np.abs(basis).max(0, initial=0.0)
         if not np.isfinite(largest).all():
             raise CodeError(f"a prediction of {len(share)} columns that grows beyond floating point: it was damaged.")
         unit = np.ldexp(1.0, np.frexp(largest)[1] - EXACT_BITS)
