@@ -3,7 +3,8 @@
 A message is a sequence of sections. A section names the decoder that rebuilds it (its *kind*) and carries quantised
 arrays: header arrays, paid with the first token, and part arrays, of which row i of every one makes up part i, paid
 when the first token touches part i. Every number travels as an integer times a step 2^(e/4), e an integer that travels
-too; there are no floats in a message.
+too; the rows of an array may lie on a lattice, of integers as well (`mdl/codes/lattice.py`); there are no floats in a
+message.
 
     bytes = magic, version | number of sections | for each: kind, header arrays, part arrays (one stream) | checksum
 
@@ -112,9 +113,8 @@ class QuantisedArray:
 
     def integer_arrays(self) -> tuple[np.ndarray, ...]:
         """All that was sent but the shape: symbols, exponents, and what there is of a lattice."""
-        lattice = () if self.lattice is None else (self.lattice.columns, self.lattice.spreads)
-        predicted = self.lattice is not None and self.lattice.prediction is not None
-        return self.symbols, self.exponents, *lattice, *((self.lattice.prediction,) if predicted else ())
+        lattice = () if self.lattice is None else self.lattice.integer_arrays()
+        return self.symbols, self.exponents, *lattice
 
     def integers(self, name: str, low: int, high: int, columns: int) -> np.ndarray:
         """The symbols of an array of plain integers, int64 [rows, columns].

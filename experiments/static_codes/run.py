@@ -41,7 +41,7 @@ SETTINGS = {
     "token-table": (0.07, {"static": 2.0}),
     "affine": (0.07, {"static": 2.0}),
 }
-WAYS = ("exact", "number by number", "under the metric", "+ prediction", "+ coupling", "+ residual coder in view")
+WAYS = ("exact", "number by number", "under the metric", "+ prediction", "+ coupling")
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,15 @@ class Resent:
 
     def rows(self, settings: Settings) -> QuantisedArray:
         """The rows as this way sends them."""
-        rows, energy, coupling = contents(self.explanation, settings)
+        rows, energy, frequency, coupling = contents(self.explanation, settings)
         if self.way == "exact":
             return QuantisedArray.from_values(rows, 2.0**-20 * np.abs(rows).max())
         if self.way == "number by number":
-            octaves = np.exp2(np.round(np.log2(settings.static_step(energy))))
+            octaves = np.exp2(np.round(np.log2(settings.static_step(energy, frequency))))
             return QuantisedArray.from_values(rows, octaves)
         prediction = None if self.way == "under the metric" else self.explanation.prediction
-        left = left_behind(self.explanation) if self.way == WAYS[5] else None
-        return metric_rows(rows, energy, settings, prediction, coupling if self.way in WAYS[4:] else None, left)
+        coupled = coupling if self.way == WAYS[4] else None
+        return metric_rows(rows, energy, settings, prediction, coupled, frequency)
 
     def encode(self, decoder: Any, sample: Sample, settings: Settings) -> Any:
         return self.explanation.encode(decoder, sample, settings)
@@ -101,21 +101,17 @@ def place_of_rows(section: Section) -> tuple[str, int]:
     return {"dictionary": ("parts", 0), "table": ("parts", 1), "affine": ("header", 0)}[section.kind]
 
 
-def left_behind(explanation: Any) -> np.ndarray | None:
-    """Covariance of what an explanation leaves to the residual coder."""
-    return explanation.statistics.left if isinstance(explanation, DictionaryExplanation) else explanation.left
-
-
-def contents(explanation: Any, settings: Settings) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Rows that are sent, their energies, and their coupling."""
+def contents(explanation: Any, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray | float, Any]:
+    """Rows that are sent, their energies, how often each is used, and their coupling."""
     if isinstance(explanation, DictionaryExplanation):
         kept = explanation.kept(settings)[0]
         coupling = Coupling.of(explanation.statistics.moments[kept][:, kept])
-        return explanation.atoms[kept], explanation.statistics.energy[kept], coupling
+        statistics = explanation.statistics
+        return explanation.atoms[kept], statistics.energy[kept], statistics.frequency[kept], coupling
     if hasattr(explanation, "matrix"):
-        return explanation.matrix, explanation.energy, explanation.coupling
+        return explanation.matrix, explanation.energy, 1.0, explanation.coupling
     kept = explanation.rounded(settings).symbols.any(1)
-    return explanation.rows[kept], explanation.frequency[kept], None
+    return explanation.rows[kept], explanation.frequency[kept], explanation.frequency[kept], None
 
 
 def at_fidelity(attempts: list[Attempt], eps: float, value: Callable[[Attempt], float]) -> float:

@@ -82,6 +82,11 @@ class Lattice:
         unit = np.ldexp(1.0, np.frexp(largest)[1] - EXACT_BITS)
         return np.asarray(np.rint(basis / unit) * unit)
 
+    def integer_arrays(self) -> tuple[np.ndarray, ...]:
+        """All that is sent."""
+        predicted = () if self.prediction is None else (self.prediction,)
+        return self.columns, self.spreads, *predicted
+
     def check(self, width: int) -> None:
         """**Raises:** `CodeError` unless this is a lattice of `width` columns within the limits of the format."""
         shapes = {self.columns.shape, self.spreads.shape}
