@@ -13,7 +13,7 @@ from mdl.errors import CodeError, MessageError
 from mdl.message import QuantisedArray, step_exponent
 from mdl.protocols import Settings
 
-FEWEST_ROWS = 16  # fewer do not pay for the columns' steps
+FEWEST_ROWS = 17  # fewer hardly pay for the columns' steps: 16 rows of 16 break even
 MOST_COUPLED = 4096  # rows: the factor of more would take over a gigabyte and minutes
 COUPLED_BLOCKS = 24  # rows of a block are rounded at once, as if they were not coupled to each other
 COUPLING_RIDGE = 0.02  # of every row's own energy: what fit data say of rare pairs of features is not taken whole
