@@ -4,17 +4,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint fuzz benchmark embedded clean
+.PHONY: demo verify test test-slow lint fuzz benchmark embedded clean cheats
 
 demo: $(STAMP)
 	@if [ -e run ]; then echo "make demo writes into ./run, which exists: move it away first"; exit 1; fi
 	$(BIN)/mdl compare --out run
+
+# Decodes what the demo sent in fresh processes, and works every figure of it out again.
+verify: $(STAMP)
+	$(BIN)/mdl verify run
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -q
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+# Every cheat of the table in README.md, tried; brings that table up to date.
+cheats: $(STAMP)
+	$(BIN)/python tests/cheats
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

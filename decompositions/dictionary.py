@@ -21,7 +21,7 @@ from mdl.errors import ExplanationError, MessageError
 from mdl.message import LARGEST_EXPONENT, STEPS_PER_OCTAVE, QuantisedArray, Section, step_exponent
 from mdl.protocols import Inputs, Sample, Settings
 from mdl.state import DenseState, JoinedState, SparseState, State
-from mdl.static_rows import Coupling, metric_rows, predict_columns
+from mdl.static_rows import MOST_COUPLED, Coupling, metric_rows, predict_columns
 
 KIND = "dictionary"
 NO_SIDE, SCALE, SCALE_AND_MEAN = 0, 1, 2  # what a token's side information is
@@ -134,7 +134,7 @@ class FeatureStatistics:
     """What fit data says of each feature, [F]: `frequency` of use, `energy` E[(s a)^2] a token, `mean` |a| when on.
 
     `scale`: root mean square of the tokens' scale s, 1 without side information; `moments` [F, F]: E[(s a)(s a)^T], or
-    None where it is not known.
+    None where it is not known, or features in use are too many to be coupled.
     """
 
     frequency: np.ndarray
@@ -161,7 +161,8 @@ def feature_statistics(activations: scipy.sparse.csr_array, outputs: np.ndarray,
     scaled = activations.multiply(scale[:, None]).tocsr()
     energy = np.asarray(scaled.multiply(scaled).sum(0)).ravel() / tokens
     size = float(np.sqrt(np.mean(scale**2))) if len(scale) else 1.0
-    moments = scipy.sparse.csr_array(scaled.T @ scaled) / tokens
+    coupled = np.count_nonzero(on) <= MOST_COUPLED
+    moments = scipy.sparse.csr_array(scaled.T @ scaled) / tokens if coupled else None
     return FeatureStatistics(on / tokens, energy, mean, size, moments)
 
 

@@ -10,9 +10,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from estimators.conduct import Conduct, bench_seal
 from estimators.fidelity import Attempt, Bench, Coding
 from estimators.first_use import static_curve
 from estimators.intervals import compare_pairs
@@ -63,6 +65,11 @@ class SurpriseAccounting:
         clean = self.bench.measure(split, outputs, kept)
         return Baselines(clean, self.bench.measure(split, np.zeros_like(outputs), np.zeros_like(kept)))
 
+    @cached_property
+    def sealed(self) -> Mapping[str, Any]:
+        """What the task was before anything was scored."""
+        return bench_seal(self.bench)
+
     @property
     def null_kl_bits(self) -> float:
         """KL of mean ablation, bits a token: what fidelities are fractions of."""
@@ -79,25 +86,31 @@ class SurpriseAccounting:
         """Every setting of one explanation: fidelities from coarse to fine, each also with precisions chosen for the
         other horizons of `envelope`, then behaviour.
 
-        **Raises:** `ExplanationError` if a fidelity cannot be met.
+        **Raises:** `ExplanationError` if a fidelity cannot be met, or the explanation does not play by the rules
+        (`estimators.conduct`).
         """
+        conduct = Conduct.of(self.bench, explanation, self.sealed)
         solver = Solver(self.bench, explanation)
+        conduct.check_decoder(solver.knobs)
         found: list[Scored] = []
         solved: list[tuple[Solution, Scored]] = []
         steps = len(fidelities) * (1 + len(envelope)) * (ACTIVATIONS in phenomena) + (BEHAVIOUR in phenomena)
         for fidelity in sorted(fidelities, reverse=True) if ACTIVATIONS in phenomena else ():
             progress(f"{explanation.name} at {100 * fidelity:g} % of the null's KL", len(found), steps)
             solution = solver.solve(fidelity * self.bench.null_kl)
+            conduct.check(solution.attempt)
             found.append(self._activations(explanation, fidelity, solver, solution))
             solved.append((solution, found[-1]))
             for horizon in envelope:
                 progress(f"{explanation.name} at {100 * fidelity:g} % for N = {horizon:g}", len(found), steps)
                 other = solver.for_horizon(horizon)
                 anew = other.solve(fidelity * self.bench.null_kl)
+                conduct.check(anew.attempt)
                 found.append(self._activations(explanation, fidelity, other, anew))
         if BEHAVIOUR in phenomena:
             progress(f"{explanation.name} under behaviour", len(found), steps)
-            found.append(self._behaviour(explanation, solver, [s for s, _ in solved]))
+            found.append(self._behaviour(explanation, solver, [s for s, _ in solved], conduct))
+        conduct.finish()
         curve = tuple(sorted({point for s, f in solved for point in _curve(s, f.score.rate)}))
         notes = self.bench.evaluator.notes
         return [replace(f, score=replace(f.score, curve=curve, notes=(*f.score.notes, *notes))) for f in found]
@@ -118,10 +131,13 @@ class SurpriseAccounting:
         found = (solution.attempt.settings.horizon, solution.evaluations, solution.slope, solution.notes)
         return self._claimed(Claim(explanation.name, ACTIVATIONS, fidelity, *found), solver, solution.attempt)
 
-    def _behaviour(self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution]) -> Scored:
+    def _behaviour(
+        self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution], conduct: Conduct
+    ) -> Scored:
         before = self.bench.evaluations
         coding = self._cheapest_for_behaviour(explanation, solver, solutions)
         attempt = coding.attempt(self.bench, self.bench.held_out)
+        conduct.check(attempt)
         claim = Claim(explanation.name, BEHAVIOUR, None, self.horizon, self.bench.evaluations - before)
         return self._claimed(claim, solver, attempt)
 

@@ -16,10 +16,11 @@ import numpy as np
 from estimators.first_use import static_bits
 from estimators.fisher import Metric, euclidean_metric, fisher_metric
 from estimators.kernels import Damage, RegionEvaluator, evaluator_for
-from mdl.errors import TaskError
+from mdl.alphabets import check_alphabet
+from mdl.errors import ExplanationError, TaskError
 from mdl.message import Message, Section, encode_message
 from mdl.protocols import Explanation, Sample, Settings
-from mdl.receiver import Receiver, Reconstruction, decoder_of, special_section
+from mdl.receiver import Receiver, Reconstruction, decoder_of, predicted, source_sections, special_section
 from mdl.state import DenseState, IndexState, JoinedState, SparseState, State, first_use_order
 from mdl.streams import Coded
 from mdl.task import Activations, Task
@@ -54,6 +55,7 @@ class Bench:
     horizon: float
     seed: int = 0
     evaluations: int = field(default=0, init=False)
+    sources: dict[str, list[Section]] = field(default_factory=dict, init=False, repr=False)
 
     def at(self, horizon: float) -> Bench:
         """The same bench for another N: kernels, metrics and splits are shared, as far as they exist."""
@@ -98,10 +100,26 @@ class Bench:
         return ids, np.array(rows).reshape(len(ids), self.task.width)
 
     def measure(self, split: Split, values: np.ndarray, special: np.ndarray) -> Damage:
-        """Put reconstructed values [n, d] and the special constants in the region's place, and measure."""
+        """Put reconstructed values [n, d] and the special constants in the region's place, and measure.
+
+        **Raises:** `ExplanationError` for a KL that is not finite; it is never clipped.
+        """
         full = split.activations.filled(values, dict(zip(self.special[0], special, strict=True)))
         self.evaluations += 1
-        return self.evaluator.damage(split.activations, split.reference, full)
+        damage = self.evaluator.damage(split.activations, split.reference, full)
+        if bad := int((~np.isfinite(damage.kl_bits)).sum()):
+            raise ExplanationError(
+                f"the KL of {bad} of {len(damage.kl_bits)} tokens is infinite or NaN: the explained model gives no "
+                "probability to what M does not exclude (unsupported), or overflows. KL is never clipped: mix in a "
+                "floor, at log2(vocabulary / floor) bits where it is needed."
+            )
+        return damage
+
+    def source_sections(self, kind: str) -> list[Section]:
+        """The source of a decoder that is not ours: compressed once, sent with every message."""
+        if kind not in self.sources:
+            self.sources[kind] = source_sections(kind)
+        return self.sources[kind]
 
     @cached_property
     def null_kl(self) -> float:
@@ -117,7 +135,7 @@ def encoded(explanation: Explanation, section: Section, sample: Sample, settings
     The sender encodes with a decoder of its own: what it does to that one cannot matter.
     """
     state = explanation.encode(decoder_of(section), sample, settings)
-    return decoder_of(section).alphabet.accept(state, sample.inputs.n_tokens)
+    return check_alphabet(decoder_of(section).alphabet).accept(state, sample.inputs.n_tokens)
 
 
 @dataclass(frozen=True)
@@ -146,7 +164,8 @@ def _ratio(coded: float, independent: float) -> float:
 class Attempt:
     """An explanation coded at one step, as the receiver has it: everything here came out of the decoder.
 
-    `state` and `residual` are the symbol streams (residual None under behaviour); `received` is what the receiver made
+    `stated` is the explanation's section as it was stated, before its parts were put in the order of first use; `state`
+    and `residual` are the symbol streams (residual None under behaviour); `received` is what the receiver made
     of them, `damage` its measured effect on M's predictions; `distortion` is e^T G e / 2 of the error left, nats a
     token.
     """
@@ -154,6 +173,7 @@ class Attempt:
     settings: Settings
     step: float
     metric: str
+    stated: Section
     message: Message
     state: State
     residual: DenseState | None
@@ -225,7 +245,7 @@ class Coding:
             return cls(explanation, metric, settings, step, section, None, None, prices)
         states = [encoded(explanation, section, s, settings) for s in examples]
         decoder = decoder_of(section)
-        errors = [s.outputs - decoder.predict(s.inputs, state) for s, state in zip(examples, states, strict=True)]
+        errors = [s.outputs - predicted(decoder, s.inputs, state) for s, state in zip(examples, states, strict=True)]
         axes = principal_axes(*moments(np.concatenate(errors)), metric.root)
         some = errors[0][:: max(1, len(errors[0]) // QUANTISER_TOKENS)]
         return cls(explanation, metric, settings, step, section, TransformCoder.fit(axes, some, step), some, prices)
@@ -243,8 +263,10 @@ class Coding:
         return self.coder.section(replace(self.settings, step=self.step, knobs={}))
 
     def sections(self, bench: Bench, section: Section) -> list[Section]:
-        """What is sent once: the special positions' constants, the explanation, the residual coder."""
+        """What is sent once: the special positions' constants, the explanation, the residual coder, and the source of
+        a decoder that is not ours."""
         last = [] if self.coder is None else [self.residual_section]
+        last += bench.source_sections(section.kind)
         return [special_section(bench.special[1], self.settings.static_step(1.0)), section, *last]
 
     def _send(self, split: Split) -> Sent:
@@ -268,12 +290,13 @@ class Coding:
         receiver = Receiver.of(message.data)
         codes = None
         if self.coder is not None:
-            codes = self.coder.encode(split.sample.outputs - receiver.decoder.predict(inputs, sent.state))
+            codes = self.coder.encode(split.sample.outputs - predicted(receiver.decoder, inputs, sent.state))
         received = receiver.reconstruct(inputs, sent.state, codes)
         return Attempt(
             settings=self.settings,
             step=self.step,
             metric=self.metric.name,
+            stated=self.section,
             message=message,
             state=sent.state,
             residual=codes,
@@ -292,10 +315,11 @@ class Coding:
         assert self.coder is not None
         sample = bench.probe.sample
         state, decoder = encoded(self.explanation, self.section, sample, self.settings), decoder_of(self.section)
-        errors = sample.outputs - decoder.predict(sample.inputs, state)
+        errors = sample.outputs - predicted(decoder, sample.inputs, state)
         codes, message = self.coder.encode(errors), encode_message(self.sections(bench, self.section))
         left = errors - decoder_of(self.residual_section).predict(sample.inputs, codes)
         bits = self.prices.state * state.bits() + self.prices.residual * codes.bits()
-        touched, n = (None, decoder.touched(sample.inputs, state), codes.touched()), self.settings.horizon
+        sources = [None] * len(bench.source_sections(self.section.kind))
+        touched, n = (None, decoder.touched(sample.inputs, state), codes.touched(), *sources), self.settings.horizon
         (static,) = static_bits(message, touched, state.n_tokens, np.array([n]))
         return bench.metrics[0].distortion(left) / 2, bits / state.n_tokens + static / n

@@ -137,9 +137,9 @@ class Solver:
     def _choose_metric(self, eps: float) -> None:
         """Fisher or Euclidean, each with its best knobs: the shorter total at equal measured KL on the probe data."""
         found = []
-        outputs, first = self.bench.probe.sample.outputs, dict(self.knobs)
+        outputs = self.bench.probe.sample.outputs
         for metric in self.bench.metrics:
-            self.metric, self.knobs, self.calibration = metric, dict(first), 1.0
+            self.metric, self.knobs, self.calibration = metric, dict(self.knobs), 1.0
             start = math.sqrt(metric.distortion(outputs - outputs.mean(0)) / len(metric.root))
             self.step = self._surrogate_step(metric, start, eps)
             if self.coded is None:
@@ -149,8 +149,12 @@ class Solver:
             self.step = self._surrogate_step(metric, self.step, eps)
             attempts = self._meet(eps, self.bench.probe, metric, tolerance=0.05)
             total = _total_at(attempts, eps)
-            found.append((total, metric, self.knobs, self.step, self.calibration))
-        _, self.metric, self.knobs, self.step, self.calibration = min(found, key=lambda f: f[0])
+            found.append((total, metric, self.knobs, self.step, self.calibration, attempts[-1]))
+        _, self.metric, self.knobs, self.step, self.calibration, best = min(found, key=lambda f: f[0])
+        # The knobs decided how much token ids tell, and that decides the knobs: once more at the prices found.
+        self.send(best, self.bench.probe)
+        if self._choose_knobs():
+            self.step = self._surrogate_step(self.metric, self.step, eps)
 
     def _reconsider_metric(self, eps: float) -> None:
         """The metric and its step for another fidelity, by the outlook at the knobs in force: what is shorter at 10 %

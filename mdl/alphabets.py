@@ -137,3 +137,27 @@ class JoinedAlphabet:
 
     def read(self, reader: BitReader, context: Context) -> CodedJoined:
         return CodedJoined(tuple(a.read(reader, context) for a in self.alphabets))
+
+
+KINDS = (NoAlphabet, DenseAlphabet, SparseAlphabet, IndexAlphabet, JoinedAlphabet)
+
+
+def check_alphabet(alphabet: Any) -> Alphabet:
+    """The alphabet that a decoder names, if it is one of this module's own.
+
+    **Raises:** `ExplanationError` for any other: an alphabet prices the symbols, and a code that a decoder brings along
+    could price them at nothing.
+    """
+    if type(alphabet) not in KINDS:
+        known = ", ".join(k.__name__ for k in KINDS)
+        raise ExplanationError(
+            f"the decoder brings a code of its own, {type(alphabet).__name__}, to price its symbols by. Codes are "
+            f"fixed beforehand and the same for everybody: {known}."
+        )
+    for inner in alphabet.alphabets if isinstance(alphabet, JoinedAlphabet) else ():
+        check_alphabet(inner)
+    if isinstance(alphabet, SparseAlphabet):
+        classes = alphabet.classes
+        if type(classes) is not np.ndarray or not np.issubdtype(classes.dtype, np.integer):
+            raise ExplanationError(f"classes of values are a plain array of integers, not {type(classes).__name__}")
+    return alphabet

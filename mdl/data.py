@@ -128,6 +128,33 @@ def _hash(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
+def _rows(tokens: np.ndarray) -> list[bytes]:
+    """A key for every sequence."""
+    return [row.tobytes() for row in np.ascontiguousarray(tokens, np.int32)]
+
+
+def repeats(seen: list[np.ndarray], tokens: np.ndarray) -> np.ndarray:
+    """Which sequences [n] occur in `seen`, or earlier among themselves."""
+    known = {key for array in seen for key in _rows(array)}
+    found = []
+    for key in _rows(tokens):
+        found.append(key in known)
+        known.add(key)
+    return np.array(found, bool)
+
+
+def refuse_repeats(data: Dataset) -> None:
+    """**Raises:** `DataError` where held-out sequences are among those that explanations were fitted or tuned on, or
+    occur twice: a look-up table of them would explain nothing, and shine."""
+    again = repeats([data.fit, data.tune], data.held_out)
+    if again.any():
+        raise DataError(
+            f"{again.sum()} of {len(again)} held-out sequences are duplicates, of fit or tuning data or of one "
+            "another: a table that memorises them would be rewarded. Remove them, or load the data with mdl.data, "
+            "which drops them."
+        )
+
+
 def _spread(owner: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Sequences in random order, one of every unit before a second of any: intervals rest on the number of units."""
     order = rng.permutation(len(owner))
@@ -141,9 +168,14 @@ def _spread(owner: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _dataset(
     splits: list[tuple[np.ndarray, np.ndarray]], special: tuple[int, ...], sizes: Sizes, seed: int, source: str
 ) -> Dataset:
-    """Draw the wanted numbers of sequences from each split, number their units from 0, hash what was drawn."""
+    """Draw the wanted numbers of sequences from each split, number their units from 0, hash what was drawn.
+
+    Held-out sequences that also occur in the other splits, or that occurred before, are dropped and counted.
+    """
     rng = np.random.default_rng(seed)
     tokens, groups = [], []
+    again = repeats([array for array, _ in splits[:2]], splits[2][0])
+    splits = [*splits[:2], (splits[2][0][~again], splits[2][1][~again])]
     for (array, owner), size in zip(splits, (sizes.fit, sizes.tune, sizes.held_out), strict=True):
         chosen = np.sort(_spread(owner, rng)[:size])
         tokens.append(np.ascontiguousarray(array[chosen], np.int32))
@@ -156,6 +188,7 @@ def _dataset(
             )
     description = {"data": source, "data_sha256": _hash(*tokens), "context": int(tokens[0].shape[1]), "seed": seed}
     description["special_tokens"] = list(special)
+    description["duplicates_dropped"] = int(again.sum())
     return Dataset(tokens[0], tokens[1], tokens[2], (groups[0], groups[1], groups[2]), special, description)
 
 

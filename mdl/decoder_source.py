@@ -235,6 +235,11 @@ def _check_defined(decoder: type, modules: dict[str, str]) -> None:
             _check_unchanged(name, sys.modules[name], ast.parse(text).body, modules)
 
 
+def _other(value: Any, written: Any) -> bool:
+    """Whether a value is not the constant that was written; what replaced it may be of any type."""
+    return type(value) is not type(written) or bool(value != written)
+
+
 def _check_unchanged(where: str, owner: Any, body: list[ast.stmt], modules: dict[str, str]) -> None:
     """Every name of a class or module is bound in its source, functions are the source's, and so are constants."""
     bound = {n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
@@ -256,5 +261,5 @@ def _check_unchanged(where: str, owner: Any, body: list[ast.stmt], modules: dict
     for one in body:
         if isinstance(one, ast.Assign) and isinstance(one.value, ast.Constant):
             names = [t.id for t in one.targets if isinstance(t, ast.Name)]
-            if any(vars(owner).get(n) != one.value.value for n in names):
+            if any(_other(vars(owner).get(n), one.value.value) for n in names):
                 raise ExplanationError(f"{where}.{names[0]} is not what the source says: it was changed")

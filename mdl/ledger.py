@@ -199,7 +199,9 @@ class Scorecard:
 
     def saved(self, score: Score, n: float) -> float:
         """1 - total_E(N) / total_none(N) against the standard coder (or the null) alone, at the score's own setting."""
-        none = next(s for s in self.select(score.phenomenon, score.fidelity) if s.explanation == "nothing")
+        none = next((s for s in self.select(score.phenomenon, score.fidelity) if s.explanation == "nothing"), None)
+        if none is None:
+            raise MDLError("this scorecard lacks 'nothing', the yardstick that savings are measured against")
         return float(1.0 - score.total(n) / none.total(n))
 
     def to_json(self) -> str:
@@ -210,6 +212,34 @@ class Scorecard:
         temporary = path.with_name(path.name + ".partial")
         temporary.write_text(self.to_json())
         os.replace(temporary, path)
+
+
+def merged(first: Scorecard, second: Scorecard) -> Scorecard:
+    """The scores of two comparisons of one task in one scorecard; pairs across the two are not compared.
+
+    **Raises:** `MDLError` where the tasks differ in anything (model, region, data, horizon, seed, ...), or an
+    explanation was scored in both.
+    """
+    keys = sorted(first.task.keys() | second.task.keys())
+    differ = [k for k in keys if first.task.get(k) != second.task.get(k)]
+    if differ:
+        shown = "; ".join(f"{k}: {first.task.get(k)!r} and {second.task.get(k)!r}" for k in differ[:4])
+        raise MDLError(
+            f"scorecards of different tasks cannot share a table ({shown}): totals are comparable at one region, on "
+            "the same data, at one declared horizon. Score all explanations in one comparison."
+        )
+    twice = {(s.explanation, s.phenomenon, s.fidelity) for s in first.scores} & {
+        (s.explanation, s.phenomenon, s.fidelity) for s in second.scores
+    }
+    if twice:
+        raise MDLError(f"scored in both: {', '.join(sorted({t[0] for t in twice}))}. Nobody picks the luckier one")
+    return dataclasses.replace(
+        first,
+        scores=(*first.scores, *second.scores),
+        comparisons=(*first.comparisons, *second.comparisons),
+        envelope=(*first.envelope, *second.envelope),
+        seconds=first.seconds + second.seconds,
+    )
 
 
 def read_scorecard(path: Path) -> Scorecard:

@@ -282,6 +282,7 @@ def _read_kind(reader: BitReader) -> str:
 def _write_array(writer: BitWriter, array: QuantisedArray) -> np.ndarray:
     """Shape, row steps relative to the finest, then the symbols of each step class together, or of each class of the
     lattice. Returns bits a row."""
+    array = _plain(array)
     array.check()
     rows, columns = array.symbols.shape
     writer.spend(_array_work(rows, columns))
@@ -312,6 +313,24 @@ def _check_exponents(exponents: np.ndarray) -> None:
 
 def _array_work(rows: int, columns: int) -> int:
     return WORK_PER_ARRAY + max(rows * columns, rows, columns)
+
+
+def _plain(array: QuantisedArray) -> QuantisedArray:
+    """Plain arrays of the same integers. **Raises:** `MessageError` for what are no integers."""
+    found = [_plain_integers("symbols", array.symbols), _plain_integers("exponents", array.exponents)]
+    if array.lattice is None:
+        return QuantisedArray(*found)
+    lattice = [_plain_integers("lattice integers", values) for values in array.lattice.integer_arrays()]
+    return QuantisedArray(*found, Lattice(*lattice))
+
+
+def _plain_integers(what: str, values: np.ndarray) -> np.ndarray:
+    if not np.issubdtype(np.asarray(values).dtype, np.integer):
+        raise MessageError(
+            f"{what} of type {np.asarray(values).dtype}: a message carries integers and the step of each row, no "
+            "floats whose mantissas would be a payload. Use QuantisedArray.from_values."
+        )
+    return np.array(values, np.int64)
 
 
 def _read_array(reader: BitReader) -> QuantisedArray:

@@ -107,7 +107,11 @@ class Settings:
 
 @runtime_checkable
 class Decoder(Protocol):
-    """The receiver's side of an explanation. Built by a class method `from_section(section)` and nothing else."""
+    """The receiver's side of an explanation. Built by a class method `from_section(section)` and nothing else.
+
+    A function of the section, and of inputs and state up to each token: repeatable, causal, the same in any batch. That
+    is checked (`estimators.conduct`) of every decoder that does not come with this package; its source is charged.
+    """
 
     @classmethod
     def from_section(cls, section: Section) -> Decoder:

@@ -6,6 +6,7 @@ token. Each is a file, of which every bit is counted.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from mdl.alphabets import check_alphabet
 from mdl.codes.bitstream import BitReader, BitWriter
+from mdl.decoder_source import KIND as SOURCE
+from mdl.decoder_source import check_source, is_ours, source_section
 from mdl.errors import CodeError, MessageError
 from mdl.message import QuantisedArray, Section, decode_message
 from mdl.plugins import load
@@ -23,12 +27,15 @@ from mdl.streams import Coded, CodedDense
 from mdl.transform_coding import KIND, ComponentsDecoder
 
 SPECIAL = "special"
+PACKAGES = ("mdl", "decompositions")  # where our own decoders are
 STREAM_MAGIC = b"MDLS\x01"
 
 
 @cache
-def _decoder_class(kind: str) -> Any:
-    return load("decoder", kind)
+def _decoder_class(kind: str) -> tuple[Any, bool]:
+    """A decoder's class, and whether it is one of ours: part of the machine, not of the message."""
+    decoder = load("decoder", kind)
+    return decoder, is_ours(kind) and decoder.__module__.partition(".")[0] in PACKAGES
 
 
 def decoder_of(section: Section) -> Decoder:
@@ -36,7 +43,46 @@ def decoder_of(section: Section) -> Decoder:
 
     **Raises:** `PluginError` for a kind that nothing installed provides, `MessageError` if the arrays do not fit it.
     """
-    return _decoder_class(section.kind).from_section(section)
+    return _decoder_class(section.kind)[0].from_section(section)
+
+
+def trusted(kind: str) -> bool:
+    """Whether decoders of a kind are ours. A third party's are charged at their source, and their conduct checked."""
+    return _decoder_class(kind)[1]
+
+
+def source_sections(kind: str) -> list[Section]:
+    """The source of a third party's decoder, which travels with what it decodes; nothing for one of ours.
+
+    **Raises:** `ExplanationError` where that source breaks the rules for decoders.
+    """
+    decoder, ours = _decoder_class(kind)
+    return [] if ours else [source_section(decoder)]
+
+
+def predicted(decoder: Decoder, inputs: Inputs, state: State) -> np.ndarray:
+    """A decoder's prediction, float32 [n, d], as a plain array of our own; the decoder gets copies of what it reads.
+
+    **Raises:** `MessageError` unless there is one row of finite numbers a token.
+    """
+    prediction = np.array(decoder.predict(*_told(decoder, inputs, state)), np.float32)
+    if prediction.ndim != 2 or len(prediction) != state.n_tokens:
+        raise MessageError(f"a prediction of shape {prediction.shape} for {state.n_tokens} tokens: one row a token")
+    if not np.isfinite(prediction).all():
+        raise MessageError(f"{(~np.isfinite(prediction)).sum()} of {prediction.size} predicted values are not finite")
+    return prediction
+
+
+def _told(decoder: Decoder, inputs: Inputs, state: State) -> tuple[Inputs, State]:
+    """What a decoder reads; of its own, where it is not ours, so that it can change neither what others read nor what
+    is priced."""
+    made = type(decoder)  # a class may say that it is of any module; ours are where they say
+    home = sys.modules.get(made.__module__) if made.__module__.partition(".")[0] in PACKAGES else None
+    if getattr(home, made.__qualname__, None) is made:
+        return inputs, state
+    values = None if inputs.values is None else np.array(inputs.values)
+    copied = Inputs(np.array(inputs.tokens), np.array(inputs.scored), values)
+    return copied, check_alphabet(decoder.alphabet).accept(state, inputs.n_tokens)
 
 
 def special_section(constants: np.ndarray, steps: np.ndarray | float) -> Section:
@@ -62,47 +108,52 @@ class Reconstruction:
 @dataclass(frozen=True)
 class Receiver:
     """Rebuilt from a message: constants of special positions [ids, d], the explanation's decoder, the residual coder's
-    (None under behaviour, where nothing corrects the prediction)."""
+    (None under behaviour, where nothing corrects the prediction); `sources`: sections of decoder source, 0 or 1."""
 
     special: np.ndarray
     decoder: Decoder
     corrector: ComponentsDecoder | None
+    sources: int = 0
 
     @classmethod
     def of(cls, data: bytes) -> Receiver:
-        """**Raises:** `MessageError` for bytes that are not a message of these two or three sections."""
+        """**Raises:** `MessageError` for bytes that are not a message of these sections, or where a third party's
+        decoder is installed whose source is not what the message carries."""
         sections = decode_message(data)
         kinds = [s.kind for s in sections]
-        if kinds[:1] != [SPECIAL] or len(sections[0].header) != 1 or len(kinds) < 2 or kinds[2:] not in ([], [KIND]):
+        source = [] if len(kinds) < 2 or trusted(kinds[1]) else [SOURCE]
+        if len(sections) < 2 or kinds[0] != SPECIAL or kinds[2:] not in (source, [KIND, *source]):
             raise MessageError(
-                f"a message of the sections {kinds}: expected 'special' with one array, an explanation, and "
-                f"{KIND!r} where a residual coder stands behind it"
+                f"a message of the sections {kinds[:5]}: expected 'special', an explanation, {KIND!r} where a residual "
+                f"coder stands behind it, and {SOURCE!r} where the decoder is a third party's; nothing else"
             )
-        corrector = ComponentsDecoder.from_section(sections[2]) if len(sections) == 3 else None
-        return cls(sections[0].header[0].values(), decoder_of(sections[1]), corrector)
+        if len(sections[0].header) != 1 or sections[0].parts:
+            raise MessageError("a 'special' section has one header array, the constants, and no parts")
+        if source:
+            check_source(sections[-1], _decoder_class(kinds[1])[0])
+        corrector = ComponentsDecoder.from_section(sections[2]) if kinds[2:3] == [KIND] else None
+        return cls(sections[0].header[0].values(), decoder_of(sections[1]), corrector, len(source))
 
     def read(self, streams: Streams, inputs: Inputs) -> tuple[Coded, CodedDense | None]:
         """The symbols of both streams. **Raises:** `MessageError` if they are damaged, or another message's."""
-        context = inputs.context()
-        state = _read(streams.state, "state", lambda reader: self.decoder.alphabet.read(reader, context))
+        context, alphabet = inputs.context(), check_alphabet(self.decoder.alphabet)
+        state = _read(streams.state, "state", lambda reader: alphabet.read(reader, context))
         if self.corrector is None:
             return state, None
-        alphabet = self.corrector.alphabet
-        return state, _read(streams.residual, "residual", lambda reader: alphabet.read(reader, context))
+        corrections = self.corrector.alphabet
+        return state, _read(streams.residual, "residual", lambda reader: corrections.read(reader, context))
 
     def reconstruct(self, inputs: Inputs, state: State, codes: DenseState | None) -> Reconstruction:
         """The region's outputs at the scored positions. **Raises:** `MessageError` for a prediction not finite."""
-        prediction = self.decoder.predict(inputs, state)
-        if not np.isfinite(prediction).all():
-            raise MessageError(
-                f"{(~np.isfinite(prediction)).sum()} of {prediction.size} predicted values are not finite"
-            )
-        values, touched = prediction, [None, self.decoder.touched(inputs, state)]
+        prediction = predicted(self.decoder, inputs, state)
+        values, touched = prediction, [None, self.decoder.touched(*_told(self.decoder, inputs, state))]
         if self.corrector is not None:
             assert codes is not None
             values = prediction + self.corrector.predict(inputs, codes)
             touched.append(codes.touched())
-        return Reconstruction(prediction, values, tuple(touched), self.decoder.flops_per_token(inputs, state))
+        touched += [None] * self.sources
+        flops = self.decoder.flops_per_token(*_told(self.decoder, inputs, state))
+        return Reconstruction(prediction, values, tuple(touched), flops)
 
 
 @dataclass(frozen=True)

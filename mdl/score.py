@@ -14,7 +14,8 @@ from mdl.data import Dataset, Sizes, embedded_text, from_dataset, from_text, fro
 from mdl.errors import DataError, ExplanationError, TaskError
 from mdl.ledger import Score, Scorecard
 from mdl.models import Model, TorchModel, load_model
-from mdl.protocols import Decomposition
+from mdl.protocols import Decomposition, Explanation
+from mdl.seal import check_seal, seal
 from mdl.task import ACTIVATIONS, BEHAVIOUR, DEFAULT_FIDELITIES, Task, build_task, parse_region
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -120,15 +121,7 @@ def score(
     started, watch = time.time(), progress or _silent
     phenomena, fidelities = check_phenomena(task.region.output, phenomena, fidelities)
     check_horizon(horizon)
-    fitted = []
-    decompositions = list(explanations)
-    for index, decomposition in enumerate(decompositions):
-        watch(f"fitting {type(decomposition).__name__}", index, len(decompositions))
-        fitted.append(decomposition.fit(task.for_fitting()))
-    names = [e.name for e in fitted]
-    if len(set(names)) < len(names):
-        twice = sorted({n for n in names if names.count(n) > 1})
-        raise ExplanationError(f"two explanations are called {', '.join(twice)}: a table needs distinct names")
+    fitted = _fitted(task, list(explanations), watch)
     estimator = plugins.load("estimator", ESTIMATOR)(task, horizon, seed)
     scores: list[Score] = []
     messages: dict[str, bytes] = {}
@@ -153,6 +146,27 @@ def score(
     main, anew = ([s for s in scores if (s.horizon == horizon) is same] for same in (True, False))
     card = Scorecard(description, tuple(main), comparisons, tuple(anew), versions, time.time() - started)
     return card, messages
+
+
+def _fitted(task: Task, decompositions: Sequence[Decomposition], watch: Progress) -> list[Explanation]:
+    """Every explanation. **Raises:** `ExplanationError` for a changed task, or a name that is taken."""
+    fitted: list[Explanation] = []
+    sealed = seal(task)
+    for index, decomposition in enumerate(decompositions):
+        watch(f"fitting {type(decomposition).__name__}", index, len(decompositions))
+        fitted.append(decomposition.fit(task.for_fitting()))
+    check_seal(sealed, seal(task), "fitting an explanation")
+    names = [e.name for e in fitted]
+    for decomposition, name in zip(decompositions, names, strict=True):
+        if name == YARDSTICK and type(decomposition) is not plugins.load("decomposition", YARDSTICK):
+            raise ExplanationError(
+                f"{type(decomposition).__name__} calls its explanation {YARDSTICK!r}, which is the yardstick's name: "
+                "savings would be measured against a baseline of its own choice. Give it another name."
+            )
+    if len(set(names)) < len(names):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise ExplanationError(f"two explanations are called {', '.join(twice)}: a table needs distinct names")
+    return fitted
 
 
 def compare(

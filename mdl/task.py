@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mdl.data import Dataset
+from mdl.data import Dataset, refuse_repeats
 from mdl.errors import DataError, TaskError, did_you_mean
 from mdl.models.model import Model
 from mdl.models.torch_path import TorchModel
@@ -190,6 +190,7 @@ def build_task(model: Model | TorchModel, region_text: str, data: Dataset, progr
         )
     if isinstance(model, TorchModel):
         _check_cut(model, region, data.fit[:2])
+    refuse_repeats(data)
     parts = []
     for index, (name, tokens, groups) in enumerate(data.splits()):
         progress(f"running the model on {name} data", index, 3)

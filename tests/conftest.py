@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 import transformers
+from jax.experimental.compilation_cache import compilation_cache
 
 from decompositions.baselines import Nothing
 from estimators.fidelity import Bench
@@ -104,3 +107,24 @@ def tiny_bench(tiny_task: Task) -> Bench:
 def nothing_at_one_percent(tiny_bench: Bench, tiny_task: Task) -> Solution:
     """The yardstick: the standard coder alone, at 1 % of the null's KL."""
     return Solver(tiny_bench, Nothing().fit(tiny_task.for_fitting())).solve(0.01 * tiny_bench.null_kl)
+
+
+@pytest.fixture(scope="module")
+def in_little_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every comparison compiles the same functions anew; here they are compiled once and read back. Annotations are
+    checked in the tests of the parts: a million checks a comparison are most of its time."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    compilation_cache.reset_cache()
+    for name, value in options.items():
+        jax.config.update(name, value)
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

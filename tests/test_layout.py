@@ -38,7 +38,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "mdl.receiver": {
         *("mdl.errors", "mdl.codes", "mdl.message", "mdl.state"),
-        *("mdl.plugins", "mdl.protocols", "mdl.streams", "mdl.transform_coding"),
+        *("mdl.alphabets", "mdl.decoder_source", "mdl.plugins", "mdl.protocols"),
+        *("mdl.streams", "mdl.transform_coding"),
     },
     "mdl.program": {
         *("mdl.errors", "mdl.codes", "mdl.message", "mdl.state"),
@@ -47,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "mdl.decoder_rules": {"mdl.errors"},
     "mdl.decoder_source": {"mdl.errors", "mdl.decoder_rules", "mdl.message", "mdl.plugins"},
     "mdl.task": {"mdl.errors", "mdl.data", "mdl.models", "mdl.protocols"},
+    "mdl.seal": {"mdl.errors", "mdl.models", "mdl.task"},
     "mdl.report": REPORT,
 }
 # What starts a program may reach everything below it.

@@ -393,6 +393,14 @@ def test_a_forged_lattice_takes_neither_time_nor_memory() -> None:
         encode_message([Section("x", (array,))])
 
 
+@pytest.mark.parametrize("name", ["columns", "spreads", "prediction"])
+def test_a_lattice_is_made_of_integers(name: str) -> None:
+    array = on_lattice()
+    lattice = replace(array.lattice, **{name: getattr(array.lattice, name) + 0.1234567})
+    with pytest.raises(MessageError, match="lattice integers of type float64: a message carries integers"):
+        encode_message([Section("x", (replace(array, lattice=lattice),))])
+
+
 def test_symbols_on_a_lattice_are_no_plain_integers() -> None:
     array = replace(on_lattice(), exponents=np.zeros(30, np.int64))
     with pytest.raises(MessageError, match="steps other than 1"):

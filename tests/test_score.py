@@ -6,18 +6,14 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jax
-import jaxtyping
 import numpy as np
 import pytest
 import sae_lens
 import torch
-from jax.experimental.compilation_cache import compilation_cache
 
 from mdl.data import Dataset
 from mdl.errors import ExplanationError
@@ -30,29 +26,10 @@ from mdl.task import ACTIVATIONS, BEHAVIOUR
 SITE = "blocks.1.hook_resid_pre"
 REGION = f"upstream of {SITE}"
 HORIZON = 1e4
+pytestmark = pytest.mark.usefixtures("in_little_time")
+
 KINDS = {"nothing": "constant", "token-table": "table", "clusters-8": "clusters"}
 FEATURES, ACTIVE = 40, 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_little_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Every comparison compiles the same functions anew; here they are compiled once and read back. Annotations are
-    checked in the tests of the parts: a million checks a comparison are most of its time."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    compilation_cache.reset_cache()
-    for name, value in options.items():
-        jax.config.update(name, value)
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -31,24 +30,22 @@ def token_file(tiny_data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def run_of(tiny_model: Model, token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def run_of(
+    tiny_model: Model, token_file: Path, tmp_path_factory: pytest.TempPathFactory, in_little_time: None
+) -> Callable[..., Path]:
     """A run of a region, on disk."""
 
     def make(region: str, explanations: list[str]) -> Path:
         out = tmp_path_factory.mktemp("runs") / "run"
-        jaxtyping.config.update("jaxtyping_disable", True)
-        try:
-            compare(
-                tiny_model,
-                region,
-                tokens=token_file,
-                explanations=explanations,
-                fidelities=[0.05],
-                horizon=1e4,
-                out=out,
-            )
-        finally:
-            jaxtyping.config.update("jaxtyping_disable", False)
+        compare(
+            tiny_model,
+            region,
+            tokens=token_file,
+            explanations=explanations,
+            fidelities=[0.05],
+            horizon=1e4,
+            out=out,
+        )
         return out
 
     return make
