@@ -18,7 +18,7 @@ import scipy.sparse
 
 from estimators.fidelity import Attempt, Bench, encoded
 from mdl.errors import ExplanationError, MessageError
-from mdl.message import QuantisedArray, Section, decode_message, encode_message
+from mdl.message import Section, decode_message, encode_message
 from mdl.protocols import Explanation, Inputs, Settings
 from mdl.receiver import decoder_of, predicted, trusted
 from mdl.seal import check_seal, seal

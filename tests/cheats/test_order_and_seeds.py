@@ -11,7 +11,7 @@ from cheating.senders import Fitted, clusters
 
 from decompositions.dictionary import fit_dictionary
 from decompositions.random_dictionary import RandomDictionary
-from mdl.message import QuantisedArray, encode_message
+from mdl.message import encode_message
 from mdl.protocols import Settings
 
 
