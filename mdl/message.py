@@ -317,11 +317,12 @@ def _array_work(rows: int, columns: int) -> int:
 
 def _plain(array: QuantisedArray) -> QuantisedArray:
     """Plain arrays of the same integers. **Raises:** `MessageError` for what are no integers."""
-    found = [_plain_integers("symbols", array.symbols), _plain_integers("exponents", array.exponents)]
-    if array.lattice is None:
-        return QuantisedArray(*found)
-    lattice = [_plain_integers("lattice integers", values) for values in array.lattice.integer_arrays()]
-    return QuantisedArray(*found, Lattice(*lattice))
+    lattice = array.lattice
+    if lattice is not None:
+        columns, spreads, *prediction = (_plain_integers("lattice integers", a) for a in lattice.integer_arrays())
+        lattice = Lattice(columns, spreads, prediction[0] if prediction else None)
+    symbols, exponents = _plain_integers("symbols", array.symbols), _plain_integers("exponents", array.exponents)
+    return QuantisedArray(symbols, exponents, lattice)
 
 
 def _plain_integers(what: str, values: np.ndarray) -> np.ndarray:
