@@ -264,7 +264,8 @@ class DictionaryExplanation:
 
         A feature that fit data never uses, or whose atom rounds to zero, is not sent.
         """
-        if id(settings) not in self.rounded:
+        known = self.rounded.get(id(settings))
+        if known is None or known[0] is not settings:
             self.rounded.clear()
             used = np.flatnonzero(self.statistics.frequency > 0)
             atoms = metric_rows(

@@ -18,7 +18,7 @@ import scipy.sparse
 
 from estimators.fidelity import Attempt, Bench, encoded
 from mdl.errors import ExplanationError, MessageError
-from mdl.message import Section, decode_message, encode_message
+from mdl.message import Section, decode_message
 from mdl.protocols import Explanation, Inputs, Settings
 from mdl.receiver import decoder_of, predicted, trusted
 from mdl.seal import check_seal, seal
@@ -64,7 +64,7 @@ class Conduct:
     def check(self, attempt: Attempt) -> None:
         """What is about to become a score. **Raises:** `ExplanationError`, which names the cheat."""
         name, stated = self.explanation.name, self.pristine.section(attempt.settings)
-        if encode_message([stated]).data != encode_message([attempt.stated]).data:
+        if not _same(stated, attempt.stated):
             raise ExplanationError(
                 f"{name} tunes itself on held-out data: what it sends for the same settings is not what it sent before "
                 "it was given the held-out sample to encode. An explanation is fitted once, on fit data."
@@ -76,6 +76,19 @@ class Conduct:
     def finish(self) -> None:
         """After the last setting. **Raises:** `ExplanationError` if the task is no longer what it was."""
         check_seal(self.sealed, bench_seal(self.bench), self.explanation.name)
+
+
+def _same(first: Section, second: Section) -> bool:
+    """Whether two sections carry the same integers."""
+    arrays = [(*s.header, *s.parts) for s in (first, second)]
+    shapes = [(s.kind, len(s.header), len(s.parts)) for s in (first, second)]
+    if shapes[0] != shapes[1]:
+        return False
+    integers = [[a.integer_arrays() for a in every] for every in arrays]
+    return all(
+        len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+        for a, b in zip(*integers, strict=True)
+    )
 
 
 def bench_seal(bench: Bench) -> dict[str, Any]:

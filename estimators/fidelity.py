@@ -19,7 +19,7 @@ from estimators.kernels import Damage, RegionEvaluator, evaluator_for
 from mdl.alphabets import check_alphabet
 from mdl.errors import ExplanationError, TaskError
 from mdl.message import Message, Section, encode_message
-from mdl.protocols import Explanation, Sample, Settings
+from mdl.protocols import Decoder, Explanation, Sample, Settings
 from mdl.receiver import Receiver, Reconstruction, decoder_of, predicted, source_sections, special_section
 from mdl.state import DenseState, IndexState, JoinedState, SparseState, State, first_use_order
 from mdl.streams import Coded
@@ -225,6 +225,8 @@ class Coding:
     coder: TransformCoder | None
     errors: np.ndarray | None = None
     prices: Prices = Prices()
+    # The first example with its symbols and errors, for a look at it.
+    seen: tuple[Sample, State, np.ndarray] | None = None
     # What does not depend on `step`, by split: shared by the codings that differ in it alone.
     sent: dict[int, Sent] = field(default_factory=dict, compare=False, repr=False)
 
@@ -248,7 +250,8 @@ class Coding:
         errors = [s.outputs - predicted(decoder, s.inputs, state) for s, state in zip(examples, states, strict=True)]
         axes = principal_axes(*moments(np.concatenate(errors)), metric.root)
         some = errors[0][:: max(1, len(errors[0]) // QUANTISER_TOKENS)]
-        return cls(explanation, metric, settings, step, section, TransformCoder.fit(axes, some, step), some, prices)
+        coder, seen = TransformCoder.fit(axes, some, step), (examples[0], states[0], errors[0])
+        return cls(explanation, metric, settings, step, section, coder, some, prices, seen)
 
     def at(self, step: float) -> Coding:
         """The same explanation and axes, the residual coder's quantiser fitted anew for another step."""
@@ -306,20 +309,54 @@ class Coding:
             prices=self.prices,
         )
 
-    def outlook(self, bench: Bench) -> tuple[float, float]:
-        """What the probe data say without running the model.
+    def outlook(self, bench: Bench) -> Outlook:
+        """What the probe data say without running the model."""
+        sample, decoder = bench.probe.sample, decoder_of(self.section)
+        if self.seen is not None and self.seen[0] is sample:
+            return Outlook(self, bench, self.seen[1], decoder, self.seen[2])
+        state = encoded(self.explanation, self.section, sample, self.settings)
+        return Outlook(self, bench, state, decoder, sample.outputs - predicted(decoder, sample.inputs, state))
 
-        **Returns:** distortion e^T G e / 2 in the first metric (nats a token; G is the Fisher information), and the
-        total at the horizon (bits a token).
-        """
-        assert self.coder is not None
-        sample = bench.probe.sample
-        state, decoder = encoded(self.explanation, self.section, sample, self.settings), decoder_of(self.section)
-        errors = sample.outputs - predicted(decoder, sample.inputs, state)
-        codes, message = self.coder.encode(errors), encode_message(self.sections(bench, self.section))
-        left = errors - decoder_of(self.residual_section).predict(sample.inputs, codes)
-        bits = self.prices.state * state.bits() + self.prices.residual * codes.bits()
-        sources = [None] * len(bench.source_sections(self.section.kind))
-        touched, n = (None, decoder.touched(sample.inputs, state), codes.touched(), *sources), self.settings.horizon
-        (static,) = static_bits(message, touched, state.n_tokens, np.array([n]))
-        return bench.metrics[0].distortion(left) / 2, bits / state.n_tokens + static / n
+
+@dataclass(frozen=True)
+class Outlook:
+    """An explanation and its residual coder on the probe data, the model not run.
+
+    `errors` [n, d]: what the explanation's prediction lacks.
+    """
+
+    coding: Coding
+    bench: Bench
+    state: State
+    decoder: Decoder
+    errors: np.ndarray
+
+    @cached_property
+    def codes(self) -> DenseState:
+        """The residual coder's symbols."""
+        assert self.coding.coder is not None
+        return self.coding.coder.encode(self.errors)
+
+    @cached_property
+    def distortion(self) -> float:
+        """e^T G e / 2 of what is left, in the first metric: nats a token, G being the Fisher information there."""
+        corrector = decoder_of(self.coding.residual_section)
+        left = self.errors - corrector.predict(self.bench.probe.sample.inputs, self.codes)
+        return self.bench.metrics[0].distortion(left) / 2
+
+    @cached_property
+    def lengths(self) -> tuple[float, float, float]:
+        """State and residual under the independent codes, and static bits as paid on first use; bits a token at N."""
+        coding, inputs, n = self.coding, self.bench.probe.sample.inputs, self.coding.settings.horizon
+        message = encode_message(coding.sections(self.bench, coding.section))
+        touched = [None, self.decoder.touched(inputs, self.state), self.codes.touched()]
+        # A third party's decoder has its source behind these, which every token needs.
+        touched += [None] * (len(message.part_bits) - len(touched))
+        (static,) = static_bits(message, touched, self.state.n_tokens, np.array([n]))
+        tokens = self.state.n_tokens
+        return self.state.bits() / tokens, self.codes.bits() / tokens, static / n
+
+    def total(self, prices: Prices) -> float:
+        """Bits a token at the horizon, streams at these prices."""
+        state, residual, static = self.lengths
+        return prices.state * state + prices.residual * residual + static

@@ -10,10 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from estimators.fidelity import Attempt, Bench, Coding, Prices, Split
+from estimators.fidelity import Attempt, Bench, Coding, Outlook, Prices, Split
 from estimators.fisher import Metric
 from mdl.errors import ExplanationError, MessageError
 from mdl.protocols import Explanation, Sample, Settings
@@ -24,6 +25,8 @@ KL_TOLERANCE = 0.01  # the solver stops within this relative distance of eps ...
 KL_PROMISE = 0.02  # ... and a score is refused beyond this one
 MAX_EVALUATIONS = 12  # of the held-out data, per fidelity
 LARGEST_COARSENING = 1.5  # at a time, of an explanation that meets a fidelity with no residual at all
+HOPELESS = 1.1  # a metric whose total is so many times the other's at equal distortion is not searched any further
+KNOWN = 8  # outlooks that are kept
 NARROW = 0.02  # steps closer than this (in the logarithm) are not told apart
 # Two attempts closer than this in ln KL say more about quantisation noise than about the slope of the rate.
 SLOPE_RUN = 0.1
@@ -61,6 +64,7 @@ class Solver:
     # What streams cost over the closed form that the search goes by, and the codes by which that was last measured.
     prices: Prices = field(default_factory=Prices)
     coded: Coded | None = None
+    known: dict[tuple[Any, ...], Outlook] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.knobs = {k: v[len(v) // 2] for k, v in self.explanation.knobs.items()} | self.knobs
@@ -112,10 +116,14 @@ class Solver:
                 self.step = self._surrogate_step(self.metric, self.step, eps)
         return self._meet(eps, self.bench.held_out, self.metric, KL_TOLERANCE)
 
-    def _outlook(self, metric: Metric, step: float, knobs: Mapping[str, float]) -> tuple[float, float]:
+    def _outlook(self, metric: Metric, step: float, knobs: Mapping[str, float]) -> Outlook:
+        """What the probe data say of a choice; asked for again, it is not worked out again."""
         bench, settings = self.bench, self._settings(metric, step, knobs)
-        examples = (bench.probe.sample,)
-        return Coding.prepare(bench, self.explanation, metric, settings, step, examples, self.prices).outlook(bench)
+        key = (metric.name, step, bench.horizon, *sorted(knobs.items()))
+        if key not in self.known:
+            coding = Coding.prepare(bench, self.explanation, metric, settings, step, (bench.probe.sample,))
+            self.known = {**dict(list(self.known.items())[-KNOWN:]), key: coding.outlook(bench)}
+        return self.known[key]
 
     def _settings(self, metric: Metric, step: float, knobs: Mapping[str, float]) -> Settings:
         return Settings(self.bench.horizon, step, metric.root, dict(knobs))
@@ -125,7 +133,7 @@ class Solver:
         target = bits_to_nats(eps) / self.calibration
         slope, previous = USUAL_KL_SLOPE, None
         for _ in range(6):
-            gap = math.log(max(self._outlook(metric, step, self.knobs)[0], 1e-30) / target)
+            gap = math.log(max(self._outlook(metric, step, self.knobs).distortion, 1e-30) / target)
             if previous is not None and abs(math.log(step / previous[0])) > 1e-6:
                 slope = min(max((gap - previous[1]) / math.log(step / previous[0]), 0.5), 4.0)
             if abs(gap) < 0.03:
@@ -136,7 +144,7 @@ class Solver:
 
     def _choose_metric(self, eps: float) -> None:
         """Fisher or Euclidean, each with its best knobs: the shorter total at equal measured KL on the probe data."""
-        found = []
+        found: list[tuple[float, Metric, dict[str, float], float, float, Attempt]] = []
         outputs = self.bench.probe.sample.outputs
         for metric in self.bench.metrics:
             self.metric, self.knobs, self.calibration = metric, dict(self.knobs), 1.0
@@ -145,6 +153,8 @@ class Solver:
             if self.coded is None:
                 probe = self.bench.probe
                 self.send(self._prepare(metric, (probe.sample,)).attempt(self.bench, probe), probe)
+            if found and self._outlook(metric, self.step, self.knobs).total(self.prices) > HOPELESS * found[0][0]:
+                continue  # far behind with the same knobs at the same distortion: its own knobs will not turn it
             self._choose_knobs()
             self.step = self._surrogate_step(metric, self.step, eps)
             attempts = self._meet(eps, self.bench.probe, metric, tolerance=0.05)
@@ -164,7 +174,7 @@ class Solver:
         for metric in self.bench.metrics:
             start = self.step * float(np.linalg.norm(metric.root) / np.linalg.norm(self.metric.root))
             step = self._surrogate_step(metric, start, eps)
-            found.append((self._outlook(metric, step, self.knobs)[1], metric, step))
+            found.append((self._outlook(metric, step, self.knobs).total(self.prices), metric, step))
         _, self.metric, self.step = min(found, key=lambda f: f[0])
 
     def _choose_knobs(self) -> bool:
@@ -172,9 +182,9 @@ class Solver:
         if all(len(grid) < 2 for grid in self.explanation.knobs.values()):
             return False
         assert self.metric is not None
-        target, total = self._outlook(self.metric, self.step, self.knobs)
-        coarser, shorter = self._outlook(self.metric, self.step * 1.1, self.knobs)
-        slope = max((total - shorter) / max(math.log(coarser / target), 1e-6), 0.0)
+        here, there = (self._outlook(self.metric, self.step * factor, self.knobs) for factor in (1.0, 1.1))
+        target, total = here.distortion, here.total(self.prices)
+        slope = max((total - there.total(self.prices)) / max(math.log(there.distortion / target), 1e-6), 0.0)
         before = dict(self.knobs)
         for name, grid in self.explanation.knobs.items():
             total = self._climb(name, list(grid), target, total, slope)
@@ -188,8 +198,8 @@ class Solver:
             moved = False
             while 0 <= position + direction < len(grid):
                 trial = {**self.knobs, name: grid[position + direction]}
-                distortion, found = self._outlook(self.metric, self.step, trial)
-                found += slope * math.log(max(distortion, 1e-30) / target)
+                look = self._outlook(self.metric, self.step, trial)
+                found = look.total(self.prices) + slope * math.log(max(look.distortion, 1e-30) / target)
                 if found >= total - 1e-3:
                     break
                 self.knobs, total, position, moved = trial, found, position + direction, True

@@ -10,7 +10,7 @@ import pytest
 
 from decompositions.baselines import ConstantExplanation, Nothing, TokenTable
 from decompositions.clusters import Clusters, ClustersExplanation
-from estimators.fidelity import Attempt, Bench, Coding
+from estimators.fidelity import Attempt, Bench, Coding, Prices
 from estimators.solver import Solution, Solver
 from mdl.errors import ExplanationError, PluginError, TaskError
 from mdl.message import Section, decode_message
@@ -116,7 +116,8 @@ def test_second_order_distortion_predicts_the_kl(tiny_bench: Bench, tiny_task: T
 def test_the_outlook_is_what_an_attempt_finds(tiny_bench: Bench, tiny_task: Task) -> None:
     """Rate and distortion without running the model are those of coding the same data in earnest."""
     coding = prepare(tiny_bench, TokenTable().fit(tiny_task.for_fitting()), 0.1, {"static": 4.0})
-    distortion, total = coding.outlook(tiny_bench)
+    look = coding.outlook(tiny_bench)
+    distortion, total = look.distortion, look.total(Prices())
     attempt = coding.attempt(tiny_bench, tiny_bench.probe)
     assert attempt.distortion == pytest.approx(distortion, rel=1e-4)
     assert attempt.total == pytest.approx(total, rel=1e-4)
