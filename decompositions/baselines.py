@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse
@@ -17,6 +18,7 @@ from mdl.errors import ExplanationError, MessageError
 from mdl.message import QuantisedArray, Section
 from mdl.protocols import Inputs, Sample, Settings
 from mdl.state import NoState, State
+from mdl.static_rows import Coupling, metric_rows, predict_columns
 from mdl.task import Task
 
 LARGEST_TOKEN = (1 << 31) - 1
@@ -134,15 +136,21 @@ class TableExplanation:
     kind: str = "table"
     knobs: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"static": STATIC_KNOB})
 
+    @cached_property
+    def prediction(self) -> np.ndarray | None:
+        """Of columns from those before them; it does not depend on the settings."""
+        return predict_columns(self.rows)
+
+    def rounded(self, settings: Settings) -> QuantisedArray:
+        """All rows, those among them that round to nothing."""
+        return metric_rows(self.rows, self.frequency, settings, self.prediction, frequency=self.frequency)
+
     def section(self, settings: Settings) -> Section:
-        rows = QuantisedArray.from_values(self.rows, settings.static_step(self.frequency, self.frequency))
-        kept = rows.symbols.any(1)  # a row that rounds to nothing is not worth its id
+        rows = self.rounded(settings)
+        kept = np.flatnonzero(np.any(rows.symbols, axis=1))  # a row that rounds to nothing is not worth its id
         increments = np.diff(self.ids[kept], prepend=-1)
         mean = QuantisedArray.from_values(self.mean, settings.static_step(1.0))
-        parts = (
-            QuantisedArray.from_integers(increments.reshape(-1)),
-            QuantisedArray(rows.symbols[kept], rows.exponents[kept]),
-        )
+        parts = (QuantisedArray.from_integers(increments.reshape(-1)), rows.rows(kept))
         return Section(self.kind, (mean,), parts)
 
     def encode(self, decoder: TableDecoder, sample: Sample, settings: Settings) -> NoState:
@@ -202,7 +210,7 @@ class AffineDecoder:
 
 @dataclass(frozen=True)
 class AffineExplanation:
-    """Least-squares map of the region's inputs; `energy` [d_in] is E[x_i^2]."""
+    """Least-squares map of the region's inputs; `energy` [d_in] is E[x_i^2], `moments` E[x x^T] if it is known."""
 
     matrix: np.ndarray
     bias: np.ndarray
@@ -210,9 +218,20 @@ class AffineExplanation:
     name: str = "affine"
     kind: str = "affine"
     knobs: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"static": STATIC_KNOB})
+    moments: np.ndarray | None = None
+
+    @cached_property
+    def coupling(self) -> Coupling | None:
+        """Which inputs go together."""
+        return None if self.moments is None else Coupling.of(self.moments)
+
+    @cached_property
+    def prediction(self) -> np.ndarray | None:
+        """Of columns from those before them; it does not depend on the settings."""
+        return predict_columns(self.matrix)
 
     def section(self, settings: Settings) -> Section:
-        matrix = QuantisedArray.from_values(self.matrix, settings.static_step(self.energy))
+        matrix = metric_rows(self.matrix, self.energy, settings, self.prediction, self.coupling)
         return Section(self.kind, (matrix, QuantisedArray.from_values(self.bias, settings.static_step(1.0))))
 
     def encode(self, decoder: AffineDecoder, sample: Sample, settings: Settings) -> NoState:
@@ -242,4 +261,5 @@ class Affine:
         gram = x.T @ x
         gram += self.ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
         matrix = np.linalg.solve(gram, x.T @ y)
-        return AffineExplanation(matrix, mean - centre @ matrix, np.mean(inputs**2, 0))
+        moments = inputs.T @ inputs / len(inputs)
+        return AffineExplanation(matrix, mean - centre @ matrix, np.diag(moments).copy(), moments=moments)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse
 
 from mdl.alphabets import IndexAlphabet
 from mdl.errors import ExplanationError, MessageError
-from mdl.message import QuantisedArray, Section
+from mdl.message import Section
 from mdl.protocols import Inputs, Sample, Settings
 from mdl.state import IndexState, State
+from mdl.static_rows import metric_rows, predict_columns
 from mdl.task import Task
 
 
@@ -56,9 +58,14 @@ class ClustersExplanation:
         default_factory=lambda: {"static": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)}
     )
 
+    @cached_property
+    def prediction(self) -> np.ndarray | None:
+        """Of columns from those before them; it does not depend on the settings."""
+        return predict_columns(self.centroids)
+
     def section(self, settings: Settings) -> Section:
-        steps = settings.static_step(self.frequency, self.frequency)
-        return Section(self.kind, (), (QuantisedArray.from_values(self.centroids, steps),))
+        rows = metric_rows(self.centroids, self.frequency, settings, self.prediction, frequency=self.frequency)
+        return Section(self.kind, (), (rows,))
 
     def encode(self, decoder: ClustersDecoder, sample: Sample, settings: Settings) -> IndexState:
         """The centroid nearest in the metric in force: what is left to the residual coder is measured in it."""

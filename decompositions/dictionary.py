@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse
@@ -20,6 +21,7 @@ from mdl.errors import ExplanationError, MessageError
 from mdl.message import LARGEST_EXPONENT, STEPS_PER_OCTAVE, QuantisedArray, Section, step_exponent
 from mdl.protocols import Inputs, Sample, Settings
 from mdl.state import DenseState, JoinedState, SparseState, State
+from mdl.static_rows import MOST_COUPLED, Coupling, metric_rows, predict_columns
 
 KIND = "dictionary"
 NO_SIDE, SCALE, SCALE_AND_MEAN = 0, 1, 2  # what a token's side information is
@@ -131,13 +133,15 @@ def build_decoder(
 class FeatureStatistics:
     """What fit data says of each feature, [F]: `frequency` of use, `energy` E[(s a)^2] a token, `mean` |a| when on.
 
-    `scale`: root mean square of the tokens' scale s, 1 without side information.
+    `scale`: root mean square of the tokens' scale s, 1 without side information; `moments` [F, F]: E[(s a)(s a)^T], or
+    None where it is not known, or features in use are too many to be coupled.
     """
 
     frequency: np.ndarray
     energy: np.ndarray
     mean: np.ndarray
     scale: float = 1.0
+    moments: scipy.sparse.csr_array | None = None
 
 
 def token_side(outputs: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +160,10 @@ def feature_statistics(activations: scipy.sparse.csr_array, outputs: np.ndarray,
     scale = token_side(outputs, side)[0] if side else np.ones(activations.shape[0])
     scaled = activations.multiply(scale[:, None]).tocsr()
     energy = np.asarray(scaled.multiply(scaled).sum(0)).ravel() / tokens
-    return FeatureStatistics(on / tokens, energy, mean, float(np.sqrt(np.mean(scale**2))) if len(scale) else 1.0)
+    size = float(np.sqrt(np.mean(scale**2))) if len(scale) else 1.0
+    coupled = np.count_nonzero(on) <= MOST_COUPLED
+    moments = scipy.sparse.csr_array(scaled.T @ scaled) / tokens if coupled else None
+    return FeatureStatistics(on / tokens, energy, mean, size, moments)
 
 
 def value_exponents(atoms: np.ndarray, statistics: FeatureStatistics, settings: Settings) -> np.ndarray:
@@ -239,24 +246,51 @@ class DictionaryExplanation:
     notes: tuple[str, ...] = ()
     kind: str = KIND
     knobs: Mapping[str, Sequence[float]] = field(default_factory=lambda: dict(KNOBS))
+    # The latest settings met, with what is sent under them: section and encode ask for it in turn.
+    rounded: dict[int, tuple[Settings, np.ndarray, QuantisedArray]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def section(self, settings: Settings) -> Section:
         """Bias, and for every feature in use its atom, value step and class."""
-        kept, steps = self.kept(settings)
+        kept, atoms = self.kept(settings)
         exponents = value_exponents(self.atoms, self.statistics, settings)
         classes = value_classes(self.statistics, exponents)
-        atoms = QuantisedArray.from_values(self.atoms[kept].reshape(len(kept), len(self.bias)), steps[kept])
         parts = (atoms, QuantisedArray.from_integers(exponents[kept]), QuantisedArray.from_integers(classes[kept]))
         return Section(self.kind, header_arrays(self.bias, self.signed, self.side, settings), parts)
 
-    def kept(self, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-        """The features that are sent, and the steps [F] of all atoms, whole octaves so that few tables are needed.
+    def kept(self, settings: Settings) -> tuple[np.ndarray, QuantisedArray]:
+        """The features that are sent, and their rounded atoms.
 
         A feature that fit data never uses, or whose atom rounds to zero, is not sent.
         """
-        steps = np.exp2(np.round(np.log2(settings.static_step(self.statistics.energy, self.statistics.frequency))))
-        largest = np.abs(self.atoms).max(1)
-        return np.flatnonzero((self.statistics.frequency > 0) & (largest > 0.5 * steps)), steps
+        known = self.rounded.get(id(settings))
+        if known is None or known[0] is not settings:
+            self.rounded.clear()
+            used = np.flatnonzero(self.statistics.frequency > 0)
+            atoms = metric_rows(
+                self.atoms[used],
+                self.statistics.energy[used],
+                settings,
+                self.prediction,
+                self.coupling,
+                self.statistics.frequency[used],
+            )
+            sent = np.flatnonzero(np.any(atoms.symbols, axis=1))
+            self.rounded[id(settings)] = (settings, used[sent], atoms.rows(sent))
+        return self.rounded[id(settings)][1:]
+
+    @cached_property
+    def coupling(self) -> Coupling | None:
+        """Which of the features in use are on together, where fit data were given to say."""
+        used = np.flatnonzero(self.statistics.frequency > 0)
+        moments = self.statistics.moments
+        return None if moments is None else Coupling.of(moments[used][:, used])
+
+    @cached_property
+    def prediction(self) -> np.ndarray | None:
+        """Of columns from those before them; it does not depend on the settings."""
+        return predict_columns(self.atoms[self.statistics.frequency > 0])
 
     def encode(self, decoder: DictionaryDecoder, sample: Sample, settings: Settings) -> State:
         """The state symbols of a sample, under the decoder that came out of the message."""

@@ -18,7 +18,7 @@ import scipy.sparse
 
 from estimators.fidelity import Attempt, Bench, encoded
 from mdl.errors import ExplanationError, MessageError
-from mdl.message import QuantisedArray, Section, decode_message
+from mdl.message import Section, decode_message
 from mdl.protocols import Explanation, Inputs, Settings
 from mdl.receiver import decoder_of, predicted, trusted
 from mdl.seal import check_seal, seal
@@ -82,9 +82,12 @@ def _same(first: Section, second: Section) -> bool:
     """Whether two sections carry the same integers."""
     arrays = [(*s.header, *s.parts) for s in (first, second)]
     shapes = [(s.kind, len(s.header), len(s.parts)) for s in (first, second)]
-    return shapes[0] == shapes[1] and all(
-        np.array_equal(a.symbols, b.symbols) and np.array_equal(a.exponents, b.exponents)
-        for a, b in zip(*arrays, strict=True)
+    if shapes[0] != shapes[1]:
+        return False
+    integers = [[a.integer_arrays() for a in every] for every in arrays]
+    return all(
+        len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+        for a, b in zip(*integers, strict=True)
     )
 
 
@@ -195,7 +198,7 @@ def _other_parts(whole: Any, rows: np.ndarray, uses: scipy.sparse.csr_array) -> 
 
 def _needs(section: Section, unused: np.ndarray, inputs: Inputs, state: State, tolerance: float) -> bool:
     """Whether predictions change, or cannot be made, once the unused parts are zeros."""
-    zeroed = [QuantisedArray(np.where(unused[:, None], 0, a.symbols), a.exponents) for a in section.parts]
+    zeroed = [replace(a, symbols=np.where(unused[:, None], 0, a.symbols)) for a in section.parts]
     try:
         without = predicted(decoder_of(replace(section, parts=tuple(zeroed))), inputs, state)
     except (MessageError, ExplanationError):

@@ -93,7 +93,7 @@ def received_source(section: Section) -> str:
     if section.kind != KIND or len(section.header) != 1 or section.parts or section.header[0].symbols.shape[1] != 1:
         raise MessageError("a 'source' section has one header array, a column, and no parts")
     symbols = section.header[0].symbols[:, 0]
-    if not len(symbols) or section.header[0].exponents.any() or (symbols >> 8 != 1).any():
+    if not len(symbols) or not section.header[0].plain or (symbols >> 8 != 1).any():
         raise MessageError(
             f"the {len(symbols)} integers of a 'source' section are not bytes from {BYTE} to {2 * BYTE - 1}"
         )

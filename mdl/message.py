@@ -3,7 +3,8 @@
 A message is a sequence of sections. A section names the decoder that rebuilds it (its *kind*) and carries quantised
 arrays: header arrays, paid with the first token, and part arrays, of which row i of every one makes up part i, paid
 when the first token touches part i. Every number travels as an integer times a step 2^(e/4), e an integer that travels
-too; there are no floats in a message.
+too; the rows of an array may lie on a lattice, of integers as well (`mdl/codes/lattice.py`); there are no floats in a
+message.
 
     bytes = magic, version | number of sections | for each: kind, header arrays, part arrays (one stream) | checksum
 
@@ -21,16 +22,17 @@ import numpy as np
 from mdl.codes.arrays import read_shortest, write_shortest
 from mdl.codes.bitstream import BitReader, BitWriter
 from mdl.codes.integers import read_count, read_signed_count, write_count, write_signed_count
+from mdl.codes.lattice import Lattice
+from mdl.codes.steps import LARGEST_EXPONENT, STEPS_PER_OCTAVE, grid_steps
 from mdl.errors import CodeError, MessageError
 
 MAGIC = b"MDL\x02"
 NAME, VERSION = MAGIC[:3], MAGIC[3]
 CHECKSUM_BYTES = 4  # CRC-32 (ISO 3309) of all before it: no flipped bit, no burst of up to 32 bits passes unnoticed
-STEPS_PER_OCTAVE = 4
 LARGEST_SYMBOL = 1 << 60
-LARGEST_EXPONENT = 126 * STEPS_PER_OCTAVE  # steps are normal float32 numbers, from 2^-126 to 2^126
 LARGEST_VALUE = (2.0 - 2.0**-23) * 2.0**127  # of float32
 LONGEST_KIND = 64
+STEPS_DIFFER, ON_LATTICE = 1, 2  # what there is of an array, added up: `_write_array`
 # A certain symbol costs no bits, so that a few bytes could ask for any number of them. A message may hold so many
 # elements whatever its length (8 MB; an affine map of 768 x 768 that rounds to zero passes), and so many more a byte:
 # 1/32 bit each, far below what the arrays of an explanation cost, whose rows of zeros are not sent.
@@ -54,10 +56,14 @@ def step_exponent(step: float | np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class QuantisedArray:
-    """Integers and the step of each row: value[r, c] = symbols[r, c] * 2^(exponents[r] / 4)."""
+    """Integers and the step of each row: value[r, c] = symbols[r, c] * 2^(exponents[r] / 4).
+
+    With a `lattice`, the row's step times (symbols[r] @ the lattice's basis).
+    """
 
     symbols: np.ndarray
     exponents: np.ndarray
+    lattice: Lattice | None = None
 
     @classmethod
     def from_values(cls, values: np.ndarray, steps: np.ndarray | float) -> QuantisedArray:
@@ -90,13 +96,25 @@ class QuantisedArray:
 
     def values(self) -> np.ndarray:
         """float32 [rows, columns]: what the receiver gets."""
-        return (self.symbols * np.exp2(self.exponents / STEPS_PER_OCTAVE)[:, None]).astype(np.float32)
+        if self.lattice is not None:
+            return self.lattice.values(self.symbols, self.exponents).astype(np.float32)
+        return (self.symbols * grid_steps(self.exponents)[:, None]).astype(np.float32)
 
     def vector(self, name: str) -> np.ndarray:
         """The values of the only row, float32 [columns]. **Raises:** `MessageError` if there is not one row."""
         if len(self.symbols) != 1:
             raise MessageError(f"{name} is one vector, not {len(self.symbols)} rows")
         return self.values()[0]
+
+    @property
+    def plain(self) -> bool:
+        """Whether the values are the symbols."""
+        return self.lattice is None and not self.exponents.any()
+
+    def integer_arrays(self) -> tuple[np.ndarray, ...]:
+        """All that was sent but the shape: symbols, exponents, and what there is of a lattice."""
+        lattice = () if self.lattice is None else self.lattice.integer_arrays()
+        return self.symbols, self.exponents, *lattice
 
     def integers(self, name: str, low: int, high: int, columns: int) -> np.ndarray:
         """The symbols of an array of plain integers, int64 [rows, columns].
@@ -105,7 +123,7 @@ class QuantisedArray:
         """
         if self.symbols.shape[1] != columns:
             raise MessageError(f"{name} has {self.symbols.shape[1]} columns in place of {columns}")
-        if self.exponents.any():
+        if not self.plain:
             raise MessageError(f"{name} holds integers, but has steps other than 1")
         if self.symbols.size and not low <= self.symbols.min() <= self.symbols.max() <= high:
             raise MessageError(
@@ -121,14 +139,24 @@ class QuantisedArray:
             )
         if not self.symbols.size:
             return
-        if np.abs(self.exponents).max() > LARGEST_EXPONENT:
-            raise MessageError(
-                f"steps from 2^({self.exponents.min()}/4) to 2^({self.exponents.max()}/4) leave 2^-126 to 2^126, which "
-                "float32 has"
-            )
-        largest = (np.abs(self.symbols).max(1) * np.exp2(self.exponents / STEPS_PER_OCTAVE)).max()
+        _check_exponents(self.exponents)
+        largest = self._largest()
         if not largest <= LARGEST_VALUE:
             raise MessageError(f"values of up to {largest:.3g} are infinite in float32")
+
+    def _largest(self) -> float:
+        """No value is larger; without a lattice, one is as large."""
+        if self.lattice is None:
+            return float((np.abs(self.symbols).max(1) * grid_steps(self.exponents)).max())
+        try:
+            self.lattice.check(self.symbols.shape[1])
+            return self.lattice.largest(self.symbols, self.exponents)
+        except CodeError as error:
+            raise MessageError(str(error)) from error
+
+    def rows(self, order: np.ndarray) -> QuantisedArray:
+        """The rows that `order` names, by number or by a mask, in its order."""
+        return QuantisedArray(self.symbols[order], self.exponents[order], self.lattice)
 
 
 @dataclass(frozen=True)
@@ -145,8 +173,7 @@ class Section:
 
     def reordered(self, order: np.ndarray) -> Section:
         """The parts in another order: the new part i is the old part order[i]."""
-        parts = tuple(QuantisedArray(a.symbols[order], a.exponents[order]) for a in self.parts)
-        return Section(self.kind, self.header, parts)
+        return Section(self.kind, self.header, tuple(a.rows(order) for a in self.parts))
 
 
 @dataclass(frozen=True)
@@ -253,7 +280,8 @@ def _read_kind(reader: BitReader) -> str:
 
 
 def _write_array(writer: BitWriter, array: QuantisedArray) -> np.ndarray:
-    """Shape, row steps relative to the finest, then the symbols of each step class together. Returns bits a row."""
+    """Shape, row steps relative to the finest, then the symbols of each step class together, or of each class of the
+    lattice. Returns bits a row."""
     array = _plain(array)
     array.check()
     rows, columns = array.symbols.shape
@@ -265,13 +293,22 @@ def _write_array(writer: BitWriter, array: QuantisedArray) -> np.ndarray:
     base = int(array.exponents.min())
     write_signed_count(writer, base)
     relative = array.exponents - base
-    writer.uniform(np.array([int(relative.any())]), 2)
+    writer.uniform(np.array([STEPS_DIFFER * relative.any() + ON_LATTICE * (array.lattice is not None)]), 4)
     cost = write_shortest(writer, relative) if relative.any() else np.zeros(rows)
+    if array.lattice is not None:
+        return cost + array.lattice.write(writer, array.symbols, array.exponents)
     for level in np.unique(relative):
         chosen = relative == level
         bits = write_shortest(writer, array.symbols[chosen].ravel())
         cost[chosen] += bits.reshape(-1, columns).sum(1)
     return cost
+
+
+def _check_exponents(exponents: np.ndarray) -> None:
+    if np.abs(exponents).max() > LARGEST_EXPONENT:
+        raise MessageError(
+            f"steps from 2^({exponents.min()}/4) to 2^({exponents.max()}/4) leave 2^-126 to 2^126, which float32 has"
+        )
 
 
 def _array_work(rows: int, columns: int) -> int:
@@ -280,13 +317,21 @@ def _array_work(rows: int, columns: int) -> int:
 
 def _plain(array: QuantisedArray) -> QuantisedArray:
     """Plain arrays of the same integers. **Raises:** `MessageError` for what are no integers."""
-    for what, values in (("symbols", array.symbols), ("exponents", array.exponents)):
-        if not np.issubdtype(np.asarray(values).dtype, np.integer):
-            raise MessageError(
-                f"{what} of type {np.asarray(values).dtype}: a message carries integers and the step of each row, no "
-                "floats whose mantissas would be a payload. Use QuantisedArray.from_values."
-            )
-    return QuantisedArray(np.array(array.symbols, np.int64), np.array(array.exponents, np.int64))
+    lattice = array.lattice
+    if lattice is not None:
+        columns, spreads, *prediction = (_plain_integers("lattice integers", a) for a in lattice.integer_arrays())
+        lattice = Lattice(columns, spreads, prediction[0] if prediction else None)
+    symbols, exponents = _plain_integers("symbols", array.symbols), _plain_integers("exponents", array.exponents)
+    return QuantisedArray(symbols, exponents, lattice)
+
+
+def _plain_integers(what: str, values: np.ndarray) -> np.ndarray:
+    if not np.issubdtype(np.asarray(values).dtype, np.integer):
+        raise MessageError(
+            f"{what} of type {np.asarray(values).dtype}: a message carries integers and the step of each row, no "
+            "floats whose mantissas would be a payload. Use QuantisedArray.from_values."
+        )
+    return np.array(values, np.int64)
 
 
 def _read_array(reader: BitReader) -> QuantisedArray:
@@ -301,12 +346,14 @@ def _read_unchecked_array(reader: BitReader) -> QuantisedArray:
     if rows * columns == 0:
         return QuantisedArray(np.zeros((rows, columns), np.int64), np.zeros(rows, np.int64))
     base = read_signed_count(reader)
-    if not reader.uniform(1, 2)[0]:
-        symbols = read_shortest(reader, rows * columns).reshape(rows, columns)
-        return QuantisedArray(symbols, np.full(rows, base))
-    relative = read_shortest(reader, rows)
+    form = int(reader.uniform(1, 4)[0])
+    relative = read_shortest(reader, rows) if form & STEPS_DIFFER else np.zeros(rows, np.int64)
     if relative.min() != 0 or relative.max() > 2 * LARGEST_EXPONENT:
         raise MessageError(f"steps {relative.min()} to {relative.max()} quarter octaves above the finest")
+    if form & ON_LATTICE:
+        _check_exponents(relative + base)
+        lattice, symbols = Lattice.read(reader, relative + base, columns)
+        return QuantisedArray(symbols, relative + base, lattice)
     symbols = np.zeros((rows, columns), np.int64)
     for level in np.unique(relative):
         chosen = relative == level

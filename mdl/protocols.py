@@ -82,20 +82,27 @@ class Settings:
     root: np.ndarray
     knobs: Mapping[str, float] = field(default_factory=dict)
 
+    def metric_step(self, energy: np.ndarray | float, frequency: np.ndarray | float = 1.0) -> np.ndarray:
+        r"""The step, in the metric, of a static row that is used with coefficient c, `energy` = E[c^2] a token.
+
+        $$s = p \, \Delta / \sqrt{n \, E[c^2]}, \quad n = N / (1 - (1 - f)^N)$$, with f the row's `frequency` of use:
+        a row is paid for with probability 1 - (1 - f)^N, so that what is paid is used more often than N alone says. All
+        directions are worth one step there; `static_step` is this for rows that are rounded number by number.
+        """
+        scale = self.knobs.get("static", 1.0) * self.step
+        never = np.log1p(-np.clip(frequency, 1e-12, 1.0 - 1e-12)) * self.horizon
+        tokens = self.horizon / -np.expm1(never)
+        return np.asarray(scale / np.sqrt(tokens * np.maximum(energy, 1e-12)))
+
     def static_step(self, energy: np.ndarray | float, frequency: np.ndarray | float = 1.0) -> np.ndarray:
         r"""Quantiser step for the entries of a static row that is used with coefficient c, `energy` = E[c^2] a token.
 
-        $$s = p \, \Delta / \sqrt{n \, E[c^2] \, \bar g}, \quad n = N / (1 - (1 - f)^N)$$, with $\bar g = tr(G)/d$ and
-        f the row's `frequency` of use: the optimal two-part step $\sqrt{12/(n h)}$ for the Fisher information
-        h = 12 E[c^2] g / Delta^2 that the error's share of the distortion Delta^2/12 implies. A row is paid for with
-        probability 1 - (1 - f)^N, so that what is paid is used more often than N alone says. The knob `static` is p, 1
-        by default: what a later residual coder can mend may be coarser.
+        $$s = p \, \Delta / \sqrt{n \, E[c^2] \, \bar g}$$, with n of `metric_step` and $\bar g = tr(G)/d$: the optimal
+        two-part step $\sqrt{12/(n h)}$ for the Fisher information h = 12 E[c^2] g / Delta^2 that the error's share of
+        the distortion Delta^2/12 implies. The knob `static` is p, 1 by default: what a later residual coder can mend
+        may be coarser.
         """
-        scale = self.knobs.get("static", 1.0) * self.step
-        gain = np.sqrt(np.sum(self.root**2) / len(self.root))
-        never = np.log1p(-np.clip(frequency, 1e-12, 1.0 - 1e-12)) * self.horizon
-        tokens = self.horizon / -np.expm1(never)
-        return np.asarray(scale / (gain * np.sqrt(tokens * np.maximum(energy, 1e-12))))
+        return np.asarray(self.metric_step(energy, frequency) / np.sqrt(np.sum(self.root**2) / len(self.root)))
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from mdl.errors import MessageError
 from mdl.message import QuantisedArray, Section
 from mdl.protocols import Inputs, Settings
 from mdl.state import DenseState, State
+from mdl.static_rows import metric_rows
 
 KIND = "components"
 SHIFT_UNITS = 32  # reconstruction points are sent in 1/32 of a step
@@ -158,9 +159,7 @@ def _levels(size: np.ndarray, zero: np.ndarray, rounding: np.ndarray) -> np.ndar
 
 def components_section(axes: Axes, quantiser: Quantiser, settings: Settings) -> Section:
     """What the receiver needs: mean, rows times step, reconstruction points; quantised for the horizon."""
-    rows = QuantisedArray.from_values(
-        quantiser.step * axes.synthesis, settings.static_step(np.maximum(quantiser.energy, 1e-6))
-    )
+    rows = metric_rows(quantiser.step * axes.synthesis, np.maximum(quantiser.energy, 1e-6), settings)
     mean = QuantisedArray.from_values(axes.mean, settings.static_step(1.0))
     return Section(KIND, (mean,), (rows, QuantisedArray.from_integers(quantiser.shifts)))
 

@@ -31,7 +31,11 @@ ALLOWED: dict[str, set[str]] = {
     "mdl.alphabets": {"mdl.errors", "mdl.codes", "mdl.state", "mdl.streams"},
     # The annotations of protocols name Task; only a type checker imports it.
     "mdl.protocols": {"mdl.alphabets", "mdl.message", "mdl.state"},
-    "mdl.transform_coding": {"mdl.errors", "mdl.codes", "mdl.message", "mdl.state", "mdl.alphabets", "mdl.protocols"},
+    "mdl.static_rows": {"mdl.errors", "mdl.codes", "mdl.message", "mdl.protocols"},
+    "mdl.transform_coding": {
+        *("mdl.errors", "mdl.codes", "mdl.message", "mdl.state"),
+        *("mdl.alphabets", "mdl.protocols", "mdl.static_rows"),
+    },
     "mdl.receiver": {
         *("mdl.errors", "mdl.codes", "mdl.message", "mdl.state"),
         *("mdl.alphabets", "mdl.decoder_source", "mdl.plugins", "mdl.protocols"),

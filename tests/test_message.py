@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import mdl.message
 from mdl.codes import AdaptiveInteger, BitWriter, write_count, write_signed_count
 from mdl.codes.arrays import ADAPTIVE_LIMIT, MENU
+from mdl.codes.lattice import LARGEST_COEFFICIENT, MOST_PREDICTED, Lattice
 from mdl.codes.tables import COARSENESS
 from mdl.errors import MessageError
 from mdl.message import (
@@ -42,6 +45,11 @@ def quantised(draw: st.DrawFn, rows: int | None = None) -> QuantisedArray:
     base = draw(st.integers(-90, 40))
     octaves = draw(arrays(np.int64, shape[0], elements=st.integers(0, 3)))
     return QuantisedArray(symbols, base + STEPS_PER_OCTAVE * octaves if symbols.size else np.zeros(shape[0], np.int64))
+
+
+RUNAWAY = Lattice(
+    np.zeros(200, np.int64), np.zeros(200, np.int64), np.tril(np.full((200, 200), LARGEST_COEFFICIENT), -1)
+)
 
 
 @st.composite
@@ -239,7 +247,7 @@ def forged(rows: int, columns: int, code: int, symbol: int = 0) -> bytes:
     for count in (1, 0, 1, rows, columns):
         write_count(writer, count)
     write_signed_count(writer, 0)
-    writer.uniform(np.array([0]), 2)
+    writer.uniform(np.array([0]), 4)
     writer.uniform(np.array([code]), len(MENU))
     if code == 0:
         write_signed_count(writer, symbol)
@@ -314,6 +322,89 @@ def test_extreme_steps_and_values_pass() -> None:
     assert_same(Section("x", (array,)), Section("x", (received,)))
     assert np.isfinite(received.values()).all()
     assert (received.values() != 0).all()
+
+
+def on_lattice(rows: int = 30, width: int = 5, predicted: bool = True, seed: int = 0) -> QuantisedArray:
+    rng = np.random.default_rng(seed)
+    prediction = np.tril(rng.integers(-20, 20, (width, width)), -1) if predicted else None
+    lattice = Lattice(rng.integers(-9, 9, width), rng.integers(-3, 30, width), prediction)
+    return QuantisedArray(rng.integers(-40, 40, (rows, width)), rng.integers(-30, 30, rows), lattice)
+
+
+@pytest.mark.parametrize("predicted", [False, True])
+@pytest.mark.parametrize(("rows", "width"), [(30, 5), (1, 1), (3, 1), (0, 4), (4, 0)])
+def test_rows_on_a_lattice_come_back(rows: int, width: int, predicted: bool) -> None:
+    array = on_lattice(rows, width, predicted)
+    message = encode_message([Section("x", (), (array,))])
+    received = decode_message(message.data)[0].parts[0]
+    if rows * width:
+        for ours, theirs in zip(array.integer_arrays(), received.integer_arrays(), strict=True):
+            assert np.array_equal(ours, theirs)
+    assert received.values().tobytes() == array.values().tobytes()
+    assert message.part_bits[0].shape == (rows,)
+    order = np.random.default_rng(1).permutation(rows)
+    again = Section("x", (), (array,)).reordered(order).parts[0]
+    assert np.array_equal(again.values(), array.values()[order])
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda a: replace(a, lattice=replace(a.lattice, columns=a.lattice.columns + 500)), "steps of up to"),
+        (lambda a: replace(a, lattice=replace(a.lattice, spreads=a.lattice.spreads - 1100)), "spreads of up to"),
+        (lambda a: replace(a, lattice=replace(a.lattice, prediction=a.lattice.prediction << 20)), "coefficients of up"),
+        (lambda a: replace(a, exponents=a.exponents + 490), "which float32 has"),
+        (lambda a: replace(a, exponents=a.exponents + 470, symbols=a.symbols << 8), "infinite in float32"),
+        (lambda a: replace(a, exponents=a.exponents + (1 << 59)), "which float32 has"),
+        (lambda a: replace(on_lattice(2, 200), lattice=RUNAWAY), "beyond floating point"),
+    ],
+)
+def test_lattices_that_no_receiver_takes_are_refused(change, match: str) -> None:
+    """By the sender, and by the receiver of what a sender without checks writes."""
+    section = Section("x", (change(on_lattice()),))
+    with pytest.raises(MessageError, match=match):
+        encode_message([section])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QuantisedArray, "check", lambda self: None)
+        data = encode_message([section]).data
+    with pytest.raises(MessageError):
+        decode_message(data)
+
+
+def test_a_forged_lattice_takes_neither_time_nor_memory() -> None:
+    """Certain symbols, and a prediction of certain coefficients: a few bytes that ask for a basis of 1024 x 1024."""
+    width = MOST_PREDICTED
+    still = np.zeros(width, np.int64)
+    array = QuantisedArray(
+        np.zeros((3, width), np.int64), still[:3], Lattice(still, still, np.zeros((width, width), int))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QuantisedArray, "check", lambda self: None)
+        patch.setattr(mdl.message, "work_limit", lambda size: 1 << 40)
+        data = encode_message([Section("x", (array,))]).data
+    assert len(data) < 100
+    tracemalloc.start()
+    with pytest.raises(MessageError, match="units of work asked of a reader that allows"):
+        decode_message(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+    with pytest.raises(MessageError, match="Leave rows of zeros out"):
+        encode_message([Section("x", (array,))])
+
+
+@pytest.mark.parametrize("name", ["columns", "spreads", "prediction"])
+def test_a_lattice_is_made_of_integers(name: str) -> None:
+    array = on_lattice()
+    lattice = replace(array.lattice, **{name: getattr(array.lattice, name) + 0.1234567})
+    with pytest.raises(MessageError, match="lattice integers of type float64: a message carries integers"):
+        encode_message([Section("x", (replace(array, lattice=lattice),))])
+
+
+def test_symbols_on_a_lattice_are_no_plain_integers() -> None:
+    array = replace(on_lattice(), exponents=np.zeros(30, np.int64))
+    with pytest.raises(MessageError, match="steps other than 1"):
+        array.integers("ids", -40, 40, 5)
 
 
 @pytest.mark.parametrize("kind", ["caf\u00e9", "x" * 65])

@@ -103,7 +103,8 @@ def _hash(sections: Sequence[Section], states: Sequence[State]) -> str:
     for section in sections:
         digest.update(section.kind.encode())
         for array in (*section.header, *section.parts):
-            digest.update(array.symbols.tobytes() + array.exponents.tobytes())
+            for integers in array.integer_arrays():
+                digest.update(np.ascontiguousarray(integers, np.int64).tobytes())
     for state in states:
         for symbols in _symbols(state):
             digest.update(np.ascontiguousarray(symbols, np.int64).tobytes())

@@ -11,6 +11,7 @@
 | one index a token | `IndexCode` | the number of tokens |
 | quantised reals, table sent | `TableCode` | how many |
 | quantised reals, one scale sent | `DiscretisedLaplace`, `DiscretisedGaussian` | how many |
+| rows of quantised reals, columns predicted | `lattice.Lattice` | how many, and their steps |
 
 `BitWriter` and `BitReader` are the stream under them all. A code never sees a model.
 """

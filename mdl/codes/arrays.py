@@ -15,6 +15,8 @@ from mdl.errors import CodeError
 
 ADAPTIVE_LIMIT = 16384  # beyond this many symbols the adaptive code, read bit by bit, is not used
 PARAMETRIC_LIMIT = 8192  # a longer array pays for its own table many times over: the families need not be tried
+ONE_BUCKET = 64  # smaller magnitudes are buckets of their own
+PARAMETRIC_LARGEST = 512  # magnitudes beyond it would take long tables in decimal arithmetic
 
 
 @runtime_checkable
@@ -120,10 +122,14 @@ def read_shortest(reader: BitReader, count: int) -> np.ndarray:
 
 def _length(code: ArrayCode, values: np.ndarray) -> float:
     """Bits, or infinity where the code is not tried: for its cost in time, or because its alphabet is too narrow."""
-    if values.size > PARAMETRIC_LIMIT and isinstance(code, DiscretisedLaplace | DiscretisedGaussian):
+    if isinstance(code, DiscretisedLaplace | DiscretisedGaussian) and (
+        values.size > PARAMETRIC_LIMIT or np.abs(values).max(initial=0) > PARAMETRIC_LARGEST
+    ):
         return np.inf
     if values.size > ADAPTIVE_LIMIT and isinstance(code, OneClassCode):
         return np.inf
+    if isinstance(code, BucketCode) and np.abs(values).max(initial=0) < ONE_BUCKET:
+        return np.inf  # its table would be the plain one
     try:
         return code.bits(values)
     except CodeError:

@@ -247,7 +247,7 @@ def _program_of(section: Section) -> np.ndarray:
     if not section.header:
         raise MessageError("a 'program' section begins with a header array, the program; this one has none")
     program = section.header[0]
-    if program.symbols.ndim != 2 or program.symbols.shape[1] != 1 or program.exponents.any():
+    if program.symbols.ndim != 2 or program.symbols.shape[1] != 1 or not program.plain:
         raise MessageError(f"a program is a column of integers of step 1, not an array {program.symbols.shape}")
     return program.symbols[:, 0]
 

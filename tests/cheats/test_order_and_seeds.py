@@ -11,7 +11,7 @@ from cheating.senders import Fitted, clusters
 
 from decompositions.dictionary import fit_dictionary
 from decompositions.random_dictionary import RandomDictionary
-from mdl.message import QuantisedArray, encode_message
+from mdl.message import encode_message
 from mdl.protocols import Settings
 
 
@@ -54,7 +54,7 @@ def test_dead_features(judge, honest, outcome):
         (own,) = section.parts
         symbols = np.concatenate([own.symbols, payload])
         exponents = np.concatenate([own.exponents, np.full(64, own.exponents[0])])
-        return dataclasses.replace(section, parts=(QuantisedArray(symbols, exponents),))
+        return dataclasses.replace(section, parts=(dataclasses.replace(own, symbols=symbols, exponents=exponents),))
 
     cheat = judge(clusters("dead", change_section=padded))["dead"]
     fair = honest["ours"]

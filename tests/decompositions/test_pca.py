@@ -42,11 +42,11 @@ def at_step(bench: Bench, decomposition: Nothing | PCA, step: float) -> Attempt:
 def test_any_rank_costs_what_the_yardstick_costs(wide_bench: Bench, step: float) -> None:
     """At equal distortion in the metric, within 1 %. The middle step is about that of the 1 % fidelity."""
     yardstick = at_step(wide_bench, Nothing(), step)
-    total = yardstick.total(HORIZON)
+    total = yardstick.total
     for rank in (0, 4, 8, FULL):
         found = at_step(wide_bench, PCA(rank), step)
         # Distortion is worth half a bit an axis and octave.
-        corrected = found.total(HORIZON) + FULL / 2 * math.log2(found.distortion / yardstick.distortion)
+        corrected = found.total + FULL / 2 * math.log2(found.distortion / yardstick.distortion)
         # Two empty part arrays more are all that rank 0 adds: some 32 bits at a horizon of a million tokens.
         assert corrected == pytest.approx(total, abs=1e-4 if rank == 0 else 0.01 * total)
 
@@ -54,7 +54,7 @@ def test_any_rank_costs_what_the_yardstick_costs(wide_bench: Bench, step: float)
 def total_at(solution: Solution, eps: float) -> float:
     """Bits a token at the horizon, brought to exactly eps along the rate curve."""
     attempt = solution.attempt
-    return attempt.total(HORIZON) + solution.slope * math.log(attempt.kl / eps)
+    return attempt.total + solution.slope * math.log(attempt.kl / eps)
 
 
 def test_the_solver_agrees(tiny_bench: Bench, tiny_task: Task, nothing_at_one_percent: Solution) -> None:

@@ -11,6 +11,7 @@ from decompositions.dictionary import NO_SIDE, SCALE_AND_MEAN, DictionaryExplana
 from decompositions.random_dictionary import RandomDictionaryExplanation, random_directions
 from mdl.message import QuantisedArray, Section
 from mdl.protocols import Settings
+from mdl.static_rows import metric_rows, predict_columns
 from mdl.transform_coding import TransformCoder, moments, principal_axes
 from tests.program.conftest import dictionary_program, table_program
 
@@ -59,6 +60,28 @@ def explanations(horizon: float) -> list[Section]:
     return [components(horizon), *sections, table_program(sections[1]), dictionary_program(sections[4])]
 
 
+def lattices() -> list[Section]:
+    """Rows on lattices, columns predicted and not: enough rows that sender and receiver take to them."""
+    rng = np.random.default_rng(3)
+    chosen = settings(1e3)
+    many = rng.normal(size=(60, WIDTH)) @ rng.normal(size=(WIDTH, WIDTH))
+    share, ids = np.full(60, 1 / 60), np.arange(60)
+    table = TableExplanation(outputs().mean(0, dtype=np.float64), ids, many, share).section(chosen)
+    predicted = metric_rows(many, share, chosen, predict_columns(many))
+    plain = metric_rows(rng.normal(size=(20, 8)), rng.random(20), Settings(1e3, 0.2, np.eye(8)))
+    found = [
+        table,
+        Section("clusters", (), (predicted,)),
+        Section("clusters", (), (plain,)),
+        dictionary(random_directions(7, 24, WIDTH), NO_SIDE, signed=False).section(chosen),
+    ]
+    rows = [max(section.parts, key=lambda array: array.symbols.size) for section in found]
+    assert all(array.lattice is not None for array in rows)
+    assert rows[1].lattice is not None
+    assert rows[1].lattice.prediction is not None
+    return found
+
+
 def corpus() -> list[list[Section]]:
     """Messages as they are sent: constants of special positions, an explanation, and mostly a residual coder."""
     special = Section("special", (QuantisedArray.from_values(np.ones((1, WIDTH)), 0.01),))
@@ -68,4 +91,10 @@ def corpus() -> list[list[Section]]:
     rng = np.random.default_rng(2)
     wide = QuantisedArray.from_values(rng.laplace(size=(60, WIDTH)), np.exp2(rng.integers(-6, 0, 60)))
     outlier = QuantisedArray.from_integers(np.r_[np.arange(40), 1 << 50][None])
-    return [*messages, [], [Section("clusters", (), (wide,))], [Section("constant", (outlier,), ())]]
+    return [
+        *messages,
+        [],
+        [Section("clusters", (), (wide,))],
+        [Section("constant", (outlier,), ())],
+        *([section] for section in lattices()),
+    ]

@@ -10,12 +10,14 @@ from unittest import mock
 
 import numpy as np
 
+import mdl.codes.lattice
 import mdl.message
 from mdl.codes import AdaptiveInteger, BitWriter, write_count, write_signed_count
 from mdl.codes.arrays import MENU
+from mdl.codes.lattice import Lattice
 from mdl.codes.tables import COARSENESS, MAX_SPAN
 from mdl.errors import CodeError, MessageError
-from mdl.message import CHECKSUM_BYTES, MAGIC, QuantisedArray, Section, encode_message, sealed
+from mdl.message import CHECKSUM_BYTES, MAGIC, ON_LATTICE, STEPS_DIFFER, QuantisedArray, Section, encode_message, sealed
 
 KINDS = (
     *("special", "constant", "table", "affine", "clusters", "components", "dictionary", "random-dictionary"),
@@ -128,7 +130,7 @@ def _any_integer(rng: random.Random) -> int:
 
 
 def _array(array: QuantisedArray, rng: random.Random) -> QuantisedArray:
-    """The array with some symbols, steps or its shape changed."""
+    """The array with some symbols, steps, its lattice or its shape changed."""
     symbols, exponents = array.symbols.copy(), array.exponents.copy()
     way = rng.randrange(8)
     if way < 3 and symbols.size:
@@ -146,7 +148,27 @@ def _array(array: QuantisedArray, rng: random.Random) -> QuantisedArray:
         symbols, exponents = symbols.T.copy(), np.zeros(symbols.shape[1], np.int64)
     else:
         symbols, exponents = np.zeros((1, 1), np.int64) + _any_integer(rng), np.zeros(1, np.int64)
-    return QuantisedArray(symbols, exponents)
+    return QuantisedArray(symbols, exponents, _lattice(array.lattice, symbols.shape[1], rng))
+
+
+def _lattice(lattice: Lattice | None, width: int, rng: random.Random) -> Lattice | None:
+    """The lattice, fitted to the width; or one that is changed, new or gone."""
+    way = rng.randrange(8)
+    if way == 0 or (lattice is None and way != 1) or not width:
+        return None
+    if lattice is None:
+        lattice = Lattice(np.zeros(width, np.int64), np.zeros(width, np.int64))
+    columns, spreads = np.resize(lattice.columns, width), np.resize(lattice.spreads, width)
+    prediction = lattice.prediction
+    if way == 2:
+        prediction = None
+    elif way < 5 or (prediction is not None and len(prediction) != width):
+        prediction = np.full((width, width), rng.choice((0, 1, 16, -16, 400, _any_integer(rng))))
+        prediction[rng.randrange(width)] = _any_integer(rng)
+    for values in (columns, spreads):
+        if rng.random() < 0.3:
+            values[rng.randrange(width)] = rng.choice((rng.randrange(-1100, 1100), _any_integer(rng)))
+    return Lattice(columns, spreads, None if prediction is None else np.tril(prediction, -1))
 
 
 def _arrays(arrays: tuple[QuantisedArray, ...], rng: random.Random) -> tuple[QuantisedArray, ...]:
@@ -173,7 +195,7 @@ def _section(section: Section, rng: random.Random) -> Section:
         return replace(section, header=_arrays(section.header, rng))
     parts = _arrays(section.parts, rng)
     rows = min((len(a.symbols) for a in parts), default=0)
-    return replace(section, parts=tuple(QuantisedArray(a.symbols[:rows], a.exponents[:rows]) for a in parts))
+    return replace(section, parts=tuple(a.rows(np.arange(rows)) for a in parts))
 
 
 def damaged_sections(corpus: Corpus, rng: random.Random) -> bytes:
@@ -218,6 +240,7 @@ def unchecked(rng: random.Random) -> Iterator[None]:
         mock.patch.object(QuantisedArray, "check", _no_check),
         mock.patch.object(mdl.message, "work_limit", _no_limit),
         mock.patch.object(mdl.message, "write_shortest", write_any),
+        mock.patch.object(mdl.codes.lattice, "write_shortest", write_any),
     ):
         yield
 
@@ -258,14 +281,20 @@ def _forge_code(writer: BitWriter, rng: random.Random) -> None:
 
 
 def _forge_array(writer: BitWriter, rng: random.Random) -> None:
-    rows, columns = rng.choice(((1, _any_count(rng)), (_any_count(rng), _any_count(rng)), (128, 128), (4, 4)))
+    rows, columns = rng.choice(
+        ((1, _any_count(rng)), (_any_count(rng), _any_count(rng)), (1, rng.randrange(1100)), (128, 128), (4, 4))
+    )
     write_count(writer, rows)
     write_count(writer, columns)
     write_signed_count(writer, rng.choice((0, -20, rng.randrange(-700, 700), _any_integer(rng) // 4)))
-    relative = rng.random() < 0.3
-    writer.uniform(np.array([int(relative)]), 2)
-    for _ in range(1 + 2 * relative):
+    form = rng.choices(range(4), (5, 2, 2, 1))[0]
+    writer.uniform(np.array([form]), 4)
+    for _ in range(1 + 2 * (form & STEPS_DIFFER)):
         _forge_code(writer, rng)
+    if form & ON_LATTICE:
+        writer.uniform(np.array([rng.randrange(2)]), 2)
+        for _ in range(rng.choice((1, 3, 4, 8))):
+            _forge_code(writer, rng)
 
 
 def forged_stream(corpus: Corpus, rng: random.Random) -> bytes:
