@@ -178,9 +178,9 @@ class Scorecard:
     task: Mapping[str, Any]
     scores: tuple[Score, ...]
     comparisons: tuple[Comparison, ...] = ()
-    envelope: tuple[Score, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    envelope: tuple[Score, ...] = ()
 
     @property
     def settings(self) -> list[tuple[str, float | None]]:

@@ -144,7 +144,7 @@ def score(
     comparisons = estimator.compare(scores)
     versions = {name: version(name) for name in VERSIONED}
     main, anew = ([s for s in scores if (s.horizon == horizon) is same] for same in (True, False))
-    card = Scorecard(description, tuple(main), comparisons, tuple(anew), versions, time.time() - started)
+    card = Scorecard(description, tuple(main), comparisons, versions, time.time() - started, tuple(anew))
     return card, messages
 
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from mdl.cli import main
 from mdl.errors import PluginError, TaskError
-from mdl.ledger import read_scorecard
+from mdl.ledger import SCHEMA_VERSION, read_scorecard
 
 SYNTHETIC = Path(__file__).parent / "report" / "synthetic.py"
 
@@ -58,6 +58,7 @@ def test_all_defaults_reach_compare_as_none(calls):
     (arguments,) = calls
     assert arguments.pop("out") == Path("run")
     assert arguments.pop("seed") == 0
+    assert arguments.pop("envelope") == ()
     assert set(arguments) == {
         "model", "region", "phenomena", "fidelities", "text", "tokens", "dataset", "explanations", "horizon",
         "training_tokens", "sequences", "context", "progress",
@@ -73,7 +74,7 @@ def test_every_option_reaches_compare(calls, tmp_path):
     (tmp_path / "t.npy").touch()
     command = "compare --model m --phenomenon activations --phenomenon behaviour --fidelity 1% --fidelity 0.001"
     command += " --tokens t.npy --with pca:rank=16 --with sae:path=a --horizon 1e6 --sequences 20 --context 64"
-    command += " --seed 3 --out there"
+    command += " --seed 3 --out there --envelope 10k --envelope 1e8"
     result = CliRunner().invoke(main, [*command.split(), "--region", "upstream of blocks.3.hook_resid_pre"])
     assert result.exit_code == 0, result.output
     assert calls == [
@@ -87,6 +88,7 @@ def test_every_option_reaches_compare(calls, tmp_path):
             "dataset": None,
             "explanations": ["pca:rank=16", "sae:path=a"],
             "horizon": 1e6,
+            "envelope": (1e4, 1e8),
             "training_tokens": None,
             "sequences": 20,
             "context": 64,
@@ -106,7 +108,7 @@ def test_score_adds_the_yardstick_once(calls):
 
 def test_json_is_alone_on_stdout_and_is_the_saved_scorecard(calls, tmp_path):
     result = CliRunner().invoke(main, ["compare", "--json", "--out", "r"])
-    assert json.loads(result.stdout)["schema"] == 1
+    assert json.loads(result.stdout)["schema"] == SCHEMA_VERSION
     assert result.stdout == (tmp_path / "r" / "scorecard.json").read_text()
     again = CliRunner().invoke(main, ["show", "r", "--json"])
     assert again.stdout == result.stdout
