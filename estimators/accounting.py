@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -58,6 +59,11 @@ class SurpriseAccounting:
         return Bench(self.task, self.horizon, self.seed)
 
     @cached_property
+    def writer(self) -> ThreadPoolExecutor:
+        """Writes streams behind the search."""
+        return ThreadPoolExecutor(1, "streams")
+
+    @cached_property
     def baselines(self) -> Baselines:
         split = self.bench.held_out
         outputs = split.sample.outputs
@@ -92,15 +98,15 @@ class SurpriseAccounting:
         conduct = Conduct.of(self.bench, explanation, self.sealed)
         solver = Solver(self.bench, explanation)
         conduct.check_decoder(solver.knobs)
-        found: list[Scored] = []
-        solved: list[tuple[Solution, Scored]] = []
+        found: list[Callable[[], Scored]] = []
+        solved: list[tuple[Solution, int]] = []
         steps = len(fidelities) * (1 + len(envelope)) * (ACTIVATIONS in phenomena) + (BEHAVIOUR in phenomena)
         for fidelity in sorted(fidelities, reverse=True) if ACTIVATIONS in phenomena else ():
             progress(f"{explanation.name} at {100 * fidelity:g} % of the null's KL", len(found), steps)
             solution = solver.solve(fidelity * self.bench.null_kl)
             conduct.check(solution.attempt)
             found.append(self._activations(explanation, fidelity, solver, solution))
-            solved.append((solution, found[-1]))
+            solved.append((solution, len(found) - 1))
             for horizon in envelope:
                 progress(f"{explanation.name} at {100 * fidelity:g} % for N = {horizon:g}", len(found), steps)
                 other = solver.for_horizon(horizon)
@@ -111,9 +117,10 @@ class SurpriseAccounting:
             progress(f"{explanation.name} under behaviour", len(found), steps)
             found.append(self._behaviour(explanation, solver, [s for s, _ in solved], conduct))
         conduct.finish()
-        curve = tuple(sorted({point for s, f in solved for point in _curve(s, f.score.rate)}))
+        scored = [finish() for finish in found]
+        curve = tuple(sorted({point for s, index in solved for point in _curve(s, scored[index].score.rate)}))
         notes = self.bench.evaluator.notes
-        return [replace(f, score=replace(f.score, curve=curve, notes=(*f.score.notes, *notes))) for f in found]
+        return [replace(f, score=replace(f.score, curve=curve, notes=(*f.score.notes, *notes))) for f in scored]
 
     def verify(self, card: Scorecard, sent: Mapping[str, tuple[bytes, Streams]]) -> list[Finding]:
         """Decode what was sent (message and streams, by message file) in fresh processes, and work every figure of a
@@ -127,13 +134,15 @@ class SurpriseAccounting:
         chosen = [[s for s in scores if (s.phenomenon, s.fidelity) == setting] for setting in settings]
         return tuple(c for group in chosen for c in compare_pairs(group, self.seed))
 
-    def _activations(self, explanation: Explanation, fidelity: float, solver: Solver, solution: Solution) -> Scored:
+    def _activations(
+        self, explanation: Explanation, fidelity: float, solver: Solver, solution: Solution
+    ) -> Callable[[], Scored]:
         found = (solution.attempt.settings.horizon, solution.evaluations, solution.slope, solution.notes)
         return self._claimed(Claim(explanation.name, ACTIVATIONS, fidelity, *found), solver, solution.attempt)
 
     def _behaviour(
         self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution], conduct: Conduct
-    ) -> Scored:
+    ) -> Callable[[], Scored]:
         before = self.bench.evaluations
         coding = self._cheapest_for_behaviour(explanation, solver, solutions)
         attempt = coding.attempt(self.bench, self.bench.held_out)
@@ -141,17 +150,24 @@ class SurpriseAccounting:
         claim = Claim(explanation.name, BEHAVIOUR, None, self.horizon, self.bench.evaluations - before)
         return self._claimed(claim, solver, attempt)
 
-    def _claimed(self, claim: Claim, solver: Solver, attempt: Attempt) -> Scored:
-        """Write the streams, and work out the score of what they and the message say."""
+    def _claimed(self, claim: Claim, solver: Solver, attempt: Attempt) -> Callable[[], Scored]:
+        """Start to write the streams. What is returned waits for them, and gives the score of what they and the message
+        say: entropy coding takes seconds, in which the search goes on."""
         state, codes = solver.send(attempt, self.bench.held_out)
-        streams = Streams.write(state, codes)
-        transcript = Transcript.of(streams, state, codes, attempt.received)
+        writing = self.writer.submit(Streams.write, state, codes)
         settings: dict[str, float | str] = {"metric": attempt.metric, "step": attempt.step, **attempt.settings.knobs}
         alone, special = attempt.damage, Receiver.of(attempt.message.data).special
         if attempt.residual is not None:
-            alone = self.bench.measure(self.bench.held_out, transcript.prediction, special)
-        score = self.account(replace(claim, settings=settings), attempt.message, transcript, attempt.damage, alone)
-        return Scored(score, attempt.message.data, streams)
+            alone = self.bench.measure(self.bench.held_out, attempt.received.prediction, special)
+        claim = replace(claim, settings=settings)
+
+        def finish() -> Scored:
+            streams = writing.result()
+            transcript = Transcript.of(streams, state, codes, attempt.received)
+            score = self.account(claim, attempt.message, transcript, attempt.damage, alone)
+            return Scored(score, attempt.message.data, streams)
+
+        return finish
 
     def account(
         self,

@@ -130,9 +130,13 @@ class Solver:
     def _settings(self, metric: Metric, step: float, knobs: Mapping[str, float]) -> Settings:
         return Settings(self.bench.horizon, step, metric.root, dict(knobs))
 
+    def target(self, eps: float) -> float:
+        """The second-order distortion, nats a token, at which the KL is expected to be `eps` bits."""
+        return bits_to_nats(eps) / self.calibration
+
     def _surrogate_step(self, metric: Metric, step: float, eps: float) -> float:
         """The step whose second-order distortion, times the calibration, is eps (secant in the logarithm)."""
-        target = bits_to_nats(eps) / self.calibration
+        target = self.target(eps)
         slope, previous = USUAL_KL_SLOPE, None
         for _ in range(6):
             gap = math.log(max(self._outlook(metric, step, self.knobs).distortion, 1e-30) / target)
@@ -172,9 +176,12 @@ class Solver:
         """The metric and its step for another fidelity, by the outlook at the knobs in force: what is shorter at 10 %
         need not be at 1 %."""
         assert self.metric is not None
-        found = []
-        for metric in self.bench.metrics:
+        found: list[tuple[float, Metric, float]] = []
+        for metric in sorted(self.bench.metrics, key=lambda m: m is not self.metric):
             start = self.step * float(np.linalg.norm(metric.root) / np.linalg.norm(self.metric.root))
+            look = self._outlook(metric, start, self.knobs)
+            if found and look.total(self.prices) > HOPELESS * found[0][0] and look.distortion > self.target(eps):
+                continue  # longer, and worse
             step = self._surrogate_step(metric, start, eps)
             found.append((self._outlook(metric, step, self.knobs).total(self.prices), metric, step))
         _, self.metric, self.step = min(found, key=lambda f: f[0])
