@@ -124,11 +124,11 @@ class DenseState:
     def length(self) -> StreamLength:
         values, classes = self._flat()
         width = self.values.shape[1]
-        code = AdaptiveInteger()
-        total = float(np.sum(code.bits(values, classes, width))) if values.size else 0.0
-        learning = float(np.sum(code.learning_bits(values, classes, width))) if values.size else 0.0
-        symbols = code.symbol_bits(values, classes, width) if values.size else np.zeros(0)
-        return StreamLength(total, learning, symbols.reshape(self.values.shape).sum(1), "adaptive integer (KT)")
+        if not values.size:
+            return StreamLength(0.0, 0.0, np.zeros(self.n_tokens), "none")
+        found = AdaptiveInteger().measure(values, classes, width)
+        shares = found.shares.reshape(self.values.shape).sum(1)
+        return StreamLength(float(found.totals.sum()), float(found.learning.sum()), shares, "adaptive integer (KT)")
 
     def touched(self) -> scipy.sparse.csr_array | None:
         return scipy.sparse.csr_array(self.values != 0) if self.parts else None
@@ -195,10 +195,9 @@ class SparseState:
             return StreamLength(0.0, 0.0, np.zeros(self.n_tokens), "none")
         code = AdaptiveInteger(signed=self.signed, with_zero=False)
         classes, groups = self.classes[self.features], int(self.classes.max()) + 1
-        total = float(np.sum(code.bits(self.values, classes, groups)))
-        learning = float(np.sum(code.learning_bits(self.values, classes, groups)))
-        symbols = code.symbol_bits(self.values, classes, groups)
-        return StreamLength(total, learning, np.bincount(self.tokens, symbols, self.n_tokens), "adaptive values")
+        found = code.measure(self.values, classes, groups)
+        shares = np.bincount(self.tokens, found.shares, self.n_tokens)
+        return StreamLength(float(found.totals.sum()), float(found.learning.sum()), shares, "adaptive values")
 
     def touched(self) -> scipy.sparse.csr_array:
         return scipy.sparse.csr_array(self.matrix() != 0)

@@ -48,6 +48,15 @@ class Histogram:
     inverse: np.ndarray | None
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """In bits: each class's exact length [classes], the part of it that learning costs, each symbol's share [n]."""
+
+    totals: np.ndarray
+    learning: np.ndarray
+    shares: np.ndarray
+
+
 def _check_symbols(values: np.ndarray, classes: np.ndarray, n_classes: int) -> None:
     if values.shape != classes.shape:
         raise CodeError(f"{values.size} values need as many classes, not {classes.size}.")
@@ -161,10 +170,22 @@ class AdaptiveInteger:
         -log2 p under the probabilities (n1 + 1/2) / (n + 1) at the end, plus the same amount for every symbol of a
         class, so that a class's shares sum to `totals` (`bits` where not given).
         """
+        return self.measure(values, classes, n_classes, totals).shares
+
+    def measure(
+        self,
+        values: Int[np.ndarray, " n"],
+        classes: Int[np.ndarray, " n"],
+        n_classes: int,
+        totals: Float[np.ndarray, " classes"] | None = None,
+    ) -> Lengths:
+        """`bits`, `learning_bits` and `symbol_bits` (whose shares sum to `totals`) from one count of the symbols."""
         _check_symbols(values, classes, n_classes)
         seen = histogram(values, classes, n_classes, inverse=True)
         ones, zeros, raw = self._counts(seen, n_classes)
-        wanted = kt_bits(ones, zeros).sum(axis=1) + raw if totals is None else totals
+        mixture = kt_bits(ones, zeros)
+        exact, learning = mixture.sum(axis=1) + raw, (mixture - plug_in_bits(ones, zeros)).sum(axis=1)
+        wanted = exact if totals is None else totals
         probability = (ones + 0.5) / (ones + zeros + 1.0)
         cost = np.zeros(seen.values.size)
         for index, context, bit in self.decisions(seen.values):
@@ -176,7 +197,7 @@ class AdaptiveInteger:
         uses = np.bincount(seen.classes, seen.counts, n_classes)
         gap = wanted - np.bincount(seen.classes, seen.counts * cost, n_classes)
         cost += (gap / np.maximum(uses, 1.0))[seen.classes]
-        return cost[seen.inverse]
+        return Lengths(exact, learning, cost[seen.inverse])
 
     def write(
         self, writer: BitWriter, values: Int[np.ndarray, " n"], classes: Int[np.ndarray, " n"], n_classes: int

@@ -40,11 +40,8 @@ def measure(code: AdaptiveInteger, values: np.ndarray, contexts: np.ndarray, own
     """The length of values, each in a context; `owner` is each value's token of n."""
     if values.size == 0:
         return ValueBits(0.0, 0.0, np.zeros(n))
-    distinct, dense = np.unique(contexts, return_inverse=True)
-    totals = code.bits(values, dense, distinct.size)
-    learning = float(code.learning_bits(values, dense, distinct.size).sum())
-    shares = code.symbol_bits(values, dense, distinct.size, totals)
-    return ValueBits(float(totals.sum()), learning, np.bincount(owner, shares, n))
+    found = code.measure(values, contexts, int(contexts.max()) + 1)
+    return ValueBits(float(found.totals.sum()), float(found.learning.sum()), np.bincount(owner, found.shares, n))
 
 
 def write_in_order(
