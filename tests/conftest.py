@@ -122,9 +122,10 @@ def in_little_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     compilation_cache.reset_cache()
     for name, value in options.items():
         jax.config.update(name, value)
+    checked = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    jaxtyping.config.update("jaxtyping_disable", checked)
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()

@@ -56,12 +56,13 @@ class Outcome:
         self.verdict, self.evidence = "charged", f"honest {honest:,.0f}, cheat {cheat:,.0f} {unit}"
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def without_type_checks() -> Iterator[None]:
     """Annotations are checked in the tests of the parts; here they would be most of the time."""
+    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -122,9 +122,10 @@ def sparse(values: np.ndarray) -> SparseState:
 @pytest.fixture
 def annotations_are_not_checked() -> Iterator[None]:
     """As when the program runs: outside these tests nothing looks at them."""
+    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.usefixtures("annotations_are_not_checked")
