@@ -56,13 +56,16 @@ class Outcome:
         self.verdict, self.evidence = "charged", f"honest {honest:,.0f}, cheat {cheat:,.0f} {unit}"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def without_type_checks() -> Iterator[None]:
-    """Annotations are checked in the tests of the parts; here they would be most of the time."""
-    before = jaxtyping.config.jaxtyping_disable
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Annotations are checked in the tests of the parts; here they would be most of the time. Fixtures of the session
+    are set up behind this as well, and nothing stays switched off for other tests."""
     jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session", autouse=True)
