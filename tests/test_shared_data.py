@@ -62,16 +62,17 @@ def test_the_null_of_the_story_model(stories: Scorecard):
 @needs(STORIES)
 @pytest.mark.slow
 def test_the_standard_coder_and_the_token_table_on_the_story_model(stories: Scorecard):
-    """The rough prototype needed 157 bits a token at this KL, and 91 at .097 behind a token table."""
+    """The rough prototype, whose codes did not look at token ids, needed 157 bits a token at this KL, and 91 at .097
+    behind a token table. Codes that do need 126 here, and 107 behind the table: part of its lead is theirs."""
     none, table = (find(stories, name, ACTIVATIONS, 0.1) for name in ("nothing", "token-table"))
     assert none.curve == find(stories, "nothing", BEHAVIOUR).curve
-    assert 120 < rate_at(none.curve, TARGET_KL) <= 160
-    assert rate_at(table.curve, TARGET_KL) < 0.8 * rate_at(none.curve, TARGET_KL)
+    assert 115 < rate_at(none.curve, TARGET_KL) <= 135
+    assert rate_at(table.curve, TARGET_KL) < 0.9 * rate_at(none.curve, TARGET_KL)
     differences = [c for c in stories.comparisons if c.phenomenon == ACTIVATIONS]
     assert len(differences) == 2
     for c in differences:
         assert (c.first, c.second) == ("nothing", "token-table")
-        assert c.difference.low > 20  # bits a token, the table's lead
+        assert c.difference.low > 10  # bits a token, the table's lead
     assert stories.saved(table, 1e9) > 0
 
 
