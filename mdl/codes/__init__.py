@@ -9,9 +9,8 @@
 | features on at each token | `IntroductionCode` | the number of tokens |
 | one set of k out of n | `enumerative_bits` (k known), `kt_support_bits` | n, k; n |
 | one index a token | `IndexCode` | the number of tokens |
-| the same three, given token ids | `conditional_supports`, `conditional_values`, `conditional_columns`, `_indices` | them |
+| the same three, given token ids | the modules `conditional_*` | them |
 | tokens under a model's predictions | `tokens.TokenCode` | the predictions |
-| rows of a matrix, under a metric | `lattice.Lattice` | how many |
 | quantised reals, table sent | `TableCode` | how many |
 | quantised reals, one scale sent | `DiscretisedLaplace`, `DiscretisedGaussian` | how many |
 | rows of quantised reals, columns predicted | `lattice.Lattice` | how many, and their steps |
