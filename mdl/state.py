@@ -50,6 +50,16 @@ class StreamLength:
     code: str
 
 
+def joined_length(lengths: list[StreamLength]) -> StreamLength:
+    """Of one stream after the other."""
+    return StreamLength(
+        math.fsum(x.total for x in lengths),
+        math.fsum(x.learning for x in lengths),
+        np.sum([x.per_token for x in lengths], axis=0),
+        "; ".join(x.code for x in lengths),
+    )
+
+
 @runtime_checkable
 class State(Protocol):
     """Symbols of one stream over n tokens. The kinds below are all there are: see `mdl.alphabets`."""
@@ -264,13 +274,7 @@ class JoinedState:
         return math.fsum(s.bits() for s in self.streams)
 
     def length(self) -> StreamLength:
-        lengths = [s.length() for s in self.streams]
-        return StreamLength(
-            math.fsum(x.total for x in lengths),
-            math.fsum(x.learning for x in lengths),
-            np.sum([x.per_token for x in lengths], axis=0),
-            "; ".join(x.code for x in lengths),
-        )
+        return joined_length([s.length() for s in self.streams])
 
     def touched(self) -> scipy.sparse.csr_array | None:
         return self.streams[0].touched()

@@ -23,7 +23,17 @@ from mdl.codes.conditional_values import ConditionalValueCode
 from mdl.codes.indices import IndexCode
 from mdl.codes.supports import IntroductionCode
 from mdl.errors import CodeError
-from mdl.state import Context, DenseState, IndexState, JoinedState, NoState, SparseState, State, StreamLength
+from mdl.state import (
+    Context,
+    DenseState,
+    IndexState,
+    JoinedState,
+    NoState,
+    SparseState,
+    State,
+    StreamLength,
+    joined_length,
+)
 
 FIT_TOKENS = 2048  # of a stream, on which a code's parameters are chosen
 _OCTAVE_HALVES = (1.0, math.sqrt(2.0))
@@ -288,16 +298,6 @@ class CodedJoined:
 def typical_magnitudes(classes: np.ndarray) -> np.ndarray:
     """2^(c/2) for classes c of half octaves, without an exponential: the same on every machine."""
     return np.ldexp(np.asarray(_OCTAVE_HALVES)[classes % 2], classes // 2)
-
-
-def joined_length(lengths: list[StreamLength]) -> StreamLength:
-    """Of one stream after the other."""
-    return StreamLength(
-        math.fsum(x.total for x in lengths),
-        math.fsum(x.learning for x in lengths),
-        np.sum([x.per_token for x in lengths], axis=0),
-        "; ".join(x.code for x in lengths),
-    )
 
 
 def _with_flags(length: StreamLength, flags: int) -> StreamLength:

@@ -87,13 +87,13 @@ confine([Path({str(readable)!r})], Path({str(writable)!r}))
     ("code", "words"),
     [
         (f"open({str(ROOT / 'mdl/embedded/embedded-python-gpt2/model.safetensors')!r}, 'rb')", "may not read"),
-        ("open('/tmp/elsewhere')", "may not read /tmp/elsewhere: it is told by messages alone"),
+        ("open('/elsewhere')", "may not read /elsewhere: it is told by messages alone"),
         ("open('../job/message', 'w')", "may not write"),
         ("import socket; socket.create_connection(('localhost', 9))", "no network"),
         ("import subprocess; subprocess.run(['true'])", "starts no process"),
         ("import os; os.system('true')", "starts no process"),
-        ("import os; os.open('/tmp/elsewhere', os.O_CREAT | os.O_WRONLY)", "may not write"),
-        ("import numpy; numpy.load('/tmp/elsewhere.npy')", "may not read"),
+        ("import os; os.open('/elsewhere', os.O_CREAT | os.O_WRONLY)", "may not write"),
+        ("import numpy; numpy.load('/elsewhere.npy')", "may not read"),
         ("from mdl.score import embedded_model; embedded_model()", "may not read"),
     ],
 )
