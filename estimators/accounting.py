@@ -24,6 +24,7 @@ from estimators.recovered import Baselines, explained_variance, recovered
 from estimators.solver import Solution, Solver
 from estimators.transcript import Claim, Transcript
 from estimators.verification.audit import Finding, audit
+from mdl.errors import MessageError
 from mdl.ledger import Comparison, Entry, Score, Scorecard, ratio_stderr
 from mdl.message import Message
 from mdl.protocols import Explanation, Settings
@@ -34,6 +35,8 @@ from mdl.task import ACTIVATIONS, BEHAVIOUR, Task
 STATIC_SOURCE = "semi-adaptive tables and parametric codes, constriction's ANS"
 RATE_SOURCE = "Krichevsky and Trofimov 1981"
 KL_SOURCE = ("codelength", "M's samples under M_E, beyond M", "Cover 2006, 5.4")
+# Bits a token of the state's supports or indices and of its values, and of both streams under codes blind to token ids.
+SPLIT = ("support_bits", "value_bits", "state_bits_alone", "residual_bits_alone")
 Progress = Callable[[str, int, int], None]
 
 
@@ -156,14 +159,18 @@ class SurpriseAccounting:
         state, codes = solver.send(attempt, self.bench.held_out)
         writing = self.writer.submit(Streams.write, state, codes)
         settings: dict[str, float | str] = {"metric": attempt.metric, "step": attempt.step, **attempt.settings.knobs}
-        alone, special = attempt.damage, Receiver.of(attempt.message.data).special
+        receiver, inputs = Receiver.of(attempt.message.data), self.bench.held_out.sample.inputs
+        received = receiver.reconstruct(inputs, attempt.state, attempt.residual)
+        if not np.array_equal(received.values, attempt.received.values):
+            raise MessageError(f"{claim.explanation}: what the message's bytes decode to is not what was measured")
+        alone = attempt.damage
         if attempt.residual is not None:
-            alone = self.bench.measure(self.bench.held_out, attempt.received.prediction, special)
+            alone = self.bench.measure(self.bench.held_out, received.prediction, receiver.special)
         claim = replace(claim, settings=settings)
 
         def finish() -> Scored:
             streams = writing.result()
-            transcript = Transcript.of(streams, state, codes, attempt.received)
+            transcript = Transcript.of(streams, state, codes, received)
             score = self.account(claim, attempt.message, transcript, attempt.damage, alone)
             return Scored(score, attempt.message.data, streams)
 
@@ -260,6 +267,7 @@ class SurpriseAccounting:
             "prediction_kl_bits": float(np.mean(alone.kl_bits)),
             "flops_ratio": transcript.flops / self.task.description["region_flops"],
             "learning_bits": transcript.learning,
+            **{name: bits / transcript.n_tokens for name, bits in zip(SPLIT, transcript.split, strict=True)},
         }
 
 

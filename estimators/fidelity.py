@@ -16,13 +16,13 @@ import numpy as np
 from estimators.first_use import static_bits
 from estimators.fisher import Metric, euclidean_metric, fisher_metric
 from estimators.kernels import Damage, RegionEvaluator, evaluator_for
+from estimators.prices import Prices, Size, independent
 from mdl.alphabets import check_alphabet
 from mdl.errors import ExplanationError, TaskError
 from mdl.message import Message, Section, encode_message
 from mdl.protocols import Decoder, Explanation, Sample, Settings
 from mdl.receiver import Receiver, Reconstruction, decoder_of, predicted, source_sections, special_section
 from mdl.state import DenseState, IndexState, JoinedState, SparseState, State, first_use_order
-from mdl.streams import Coded
 from mdl.task import Activations, Task
 from mdl.transform_coding import TransformCoder, moments, principal_axes
 
@@ -139,48 +139,27 @@ def encoded(explanation: Explanation, section: Section, sample: Sample, settings
 
 
 @dataclass(frozen=True)
-class Prices:
-    """Length of a stream under the codes that it is sent under, over that under the independent one.
-
-    A search compares settings by the independent code's length, a closed form, times these ratios, measured now and
-    then: codes that look at token ids take seconds to price.
-    """
-
-    state: float = 1.0
-    residual: float = 1.0
-
-    @classmethod
-    def of(cls, state: Coded, codes: Coded | None) -> Prices:
-        """Measured on one attempt's streams; 1 where there is nothing to compare."""
-        ratios = [1.0 if c is None else _ratio(c.length.total, c.state.bits()) for c in (state, codes)]
-        return cls(*ratios)
-
-
-def _ratio(coded: float, independent: float) -> float:
-    return coded / independent if min(coded, independent) > 0 else 1.0
-
-
-@dataclass(frozen=True)
 class Attempt:
     """An explanation coded at one step, as the receiver has it: everything here came out of the decoder.
 
-    `stated` is the explanation's section as it was stated, before its parts were put in the order of first use; `state`
-    and `residual` are the symbol streams (residual None under behaviour); `received` is what the receiver made
-    of them, `damage` its measured effect on M's predictions; `distortion` is e^T G e / 2 of the error left, nats a
-    token.
+    `stated` is the explanation's section as it was stated, before its parts were put in the order of first use;
+    `sections` are what is sent once, and `message` is these as bytes, written when asked for: sections are integers,
+    which come back from the bytes as they were (a score is refused if they do not); `state` and `residual` are the
+    symbol streams (residual None under behaviour); `received` is what the receiver made of them, `damage` its measured
+    effect on M's predictions; `distortion` is e^T G e / 2 of the error left, nats a token.
     """
 
     settings: Settings
     step: float
     metric: str
     stated: Section
-    message: Message
+    sections: tuple[Section, ...]
     state: State
     residual: DenseState | None
     received: Reconstruction
     damage: Damage
     distortion: float
-    prices: Prices = Prices()
+    prices: Prices = field(default_factory=Prices)
 
     @property
     def kl(self) -> float:
@@ -190,8 +169,13 @@ class Attempt:
     @cached_property
     def rate(self) -> float:
         """state + residual, bits a token, at the prices in force."""
-        residual = 0.0 if self.residual is None else self.prices.residual * self.residual.bits()
-        return (self.prices.state * self.state.bits() + residual) / self.state.n_tokens
+        residual = 0.0 if self.residual is None else self.prices.residual.bits(independent(self.residual))
+        return (self.prices.state.bits(independent(self.state)) + residual) / self.state.n_tokens
+
+    @cached_property
+    def message(self) -> Message:
+        """What is sent once, as bytes."""
+        return encode_message(list(self.sections))
 
     @property
     def total(self) -> float:
@@ -224,7 +208,7 @@ class Coding:
     section: Section
     coder: TransformCoder | None
     errors: np.ndarray | None = None
-    prices: Prices = Prices()
+    prices: Prices = field(default_factory=Prices)
     # The first example with its symbols and errors, for a look at it.
     seen: tuple[Sample, State, np.ndarray] | None = None
     # What does not depend on `step`, by split: shared by the codings that differ in it alone.
@@ -239,19 +223,19 @@ class Coding:
         settings: Settings,
         step: float,
         examples: tuple[Sample, ...] | None,
-        prices: Prices = Prices(),
+        prices: Prices | None = None,
     ) -> Coding:
         """Quantise the explanation for its settings, and fit the residual coder on `examples` (None: there is none)."""
         section = explanation.section(settings)
         if examples is None:
-            return cls(explanation, metric, settings, step, section, None, None, prices)
+            return cls(explanation, metric, settings, step, section, None, None, prices or Prices())
         states = [encoded(explanation, section, s, settings) for s in examples]
         decoder = decoder_of(section)
         errors = [s.outputs - predicted(decoder, s.inputs, state) for s, state in zip(examples, states, strict=True)]
         axes = principal_axes(*moments(np.concatenate(errors)), metric.root)
         some = errors[0][:: max(1, len(errors[0]) // QUANTISER_TOKENS)]
         coder, seen = TransformCoder.fit(axes, some, step), (examples[0], states[0], errors[0])
-        return cls(explanation, metric, settings, step, section, coder, some, prices, seen)
+        return cls(explanation, metric, settings, step, section, coder, some, prices or Prices(), seen)
 
     def at(self, step: float) -> Coding:
         """The same explanation and axes, the residual coder's quantiser fitted anew for another step."""
@@ -289,8 +273,8 @@ class Coding:
     def attempt(self, bench: Bench, split: Split) -> Attempt:
         """Send the split: message to bytes and back, reconstruction by the decoded decoders, measurement."""
         inputs, sent = split.sample.inputs, self._send(split)
-        message = encode_message(self.sections(bench, sent.section))
-        receiver = Receiver.of(message.data)
+        sections = self.sections(bench, sent.section)
+        receiver = Receiver.of_sections(sections)
         codes = None
         if self.coder is not None:
             codes = self.coder.encode(split.sample.outputs - predicted(receiver.decoder, inputs, sent.state))
@@ -300,7 +284,7 @@ class Coding:
             step=self.step,
             metric=self.metric.name,
             stated=self.section,
-            message=message,
+            sections=tuple(sections),
             state=sent.state,
             residual=codes,
             received=received,
@@ -345,18 +329,17 @@ class Outlook:
         return self.bench.metrics[0].distortion(left) / 2
 
     @cached_property
-    def lengths(self) -> tuple[float, float, float]:
-        """State and residual under the independent codes, and static bits as paid on first use; bits a token at N."""
+    def sizes(self) -> tuple[Size, Size, float]:
+        """State and residual under the independent codes, and static bits a token at N as paid on first use."""
         coding, inputs, n = self.coding, self.bench.probe.sample.inputs, self.coding.settings.horizon
         message = encode_message(coding.sections(self.bench, coding.section))
         touched = [None, self.decoder.touched(inputs, self.state), self.codes.touched()]
         # A third party's decoder has its source behind these, which every token needs.
         touched += [None] * (len(message.part_bits) - len(touched))
         (static,) = static_bits(message, touched, self.state.n_tokens, np.array([n]))
-        tokens = self.state.n_tokens
-        return self.state.bits() / tokens, self.codes.bits() / tokens, static / n
+        return independent(self.state), independent(self.codes), static / n
 
     def total(self, prices: Prices) -> float:
         """Bits a token at the horizon, streams at these prices."""
-        state, residual, static = self.lengths
-        return prices.state * state + prices.residual * residual + static
+        state, residual, static = self.sizes
+        return (prices.state.bits(state) + prices.residual.bits(residual)) / self.state.n_tokens + static

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from estimators.fidelity import Attempt, Bench, Coding, Outlook, Prices, Split
+from estimators.fidelity import Attempt, Bench, Coding, Outlook, Split
 from estimators.fisher import Metric
+from estimators.prices import Prices
 from mdl.errors import ExplanationError, MessageError
 from mdl.protocols import Explanation, Sample, Settings
 from mdl.streams import Coded, CodedDense, choose

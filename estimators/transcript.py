@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse
 
+from estimators.prices import coded, independent
 from mdl.ledger import Score
 from mdl.receiver import Reconstruction, Streams
 from mdl.state import StreamLength
@@ -44,6 +45,7 @@ class Transcript:
 
     **Arguments:** `stream_bytes`: sizes of the state and the residual stream as files; `state`, `residual`: their exact
     lengths under their codes and the spread over tokens (residual None under behaviour); `l0`: parts on, a token;
+    `split`: bits of the state's choices and of its numbers, and of state and residual under the independent codes;
     `prediction`, `values` [n, d]: the explanation's own part, and with the residual coder's correction; `touched`,
     `flops`: as in `mdl.receiver.Reconstruction`.
     """
@@ -52,6 +54,7 @@ class Transcript:
     state: StreamLength
     residual: StreamLength | None
     l0: float
+    split: tuple[float, float, float, float]
     prediction: np.ndarray
     values: np.ndarray
     touched: tuple[scipy.sparse.csr_array | None, ...]
@@ -61,11 +64,14 @@ class Transcript:
     def of(cls, streams: Streams, state: Coded, codes: Coded | None, received: Reconstruction) -> Transcript:
         """From decoded symbols, the codes they came under, and their reconstruction."""
         touched = state.state.touched()
+        size, alone = coded(state), independent(state.state)
+        corrected = 0.0 if codes is None else codes.state.bits()
         return cls(
             stream_bytes=(len(streams.state), len(streams.residual)),
             state=state.length,
             residual=None if codes is None else codes.length,
             l0=0.0 if touched is None else touched.nnz / state.state.n_tokens,
+            split=(size.choices, size.numbers, alone.choices + alone.numbers, corrected),
             prediction=received.prediction,
             values=received.values,
             touched=received.touched,
@@ -86,6 +92,7 @@ class Transcript:
         """Write an .npz of plain arrays."""
         arrays: dict[str, np.ndarray] = {
             "figures": np.array([*self.stream_bytes, self.l0, self.flops], np.float64),
+            "split": np.array(self.split, np.float64),
             "prediction": self.prediction,
             "values": self.values,
         }
@@ -113,6 +120,7 @@ class Transcript:
                 state=_length(arrays, "state"),
                 residual=_length(arrays, "residual") if "residual_figures" in arrays.files else None,
                 l0=l0,
+                split=tuple(arrays["split"].tolist()),
                 prediction=arrays["prediction"],
                 values=arrays["values"],
                 touched=tuple(_uses(arrays, index) for index in range(sections)),

@@ -77,6 +77,7 @@ class Request:
     envelope: tuple[float, ...]
     training_tokens: float | None
     sequences: int | None
+    fit_sequences: int | None
     context: int | None
     seed: int
     out: Path
@@ -114,6 +115,7 @@ _OPTIONS = (
     ),
     click.option("--training-tokens", type=TokensType(), help="What the model was trained on: one more N to show."),
     click.option("--sequences", type=_COUNT, help="Held-out sequences to score."),
+    click.option("--fit-sequences", type=_COUNT, help="Sequences to fit explanations on. [default: 288]"),
     click.option("--context", type=_COUNT, help="Tokens a sequence."),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split and of random choices."),
     click.option(
@@ -266,6 +268,7 @@ def _call(request: Request, explanations: list[str] | None, progress: ProgressCa
         envelope=request.envelope,
         training_tokens=request.training_tokens,
         sequences=request.sequences,
+        fit_sequences=request.fit_sequences,
         context=request.context,
         seed=request.seed,
         out=request.out,

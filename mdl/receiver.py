@@ -7,6 +7,7 @@ token. Each is a file, of which every bit is counted.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -119,7 +120,11 @@ class Receiver:
     def of(cls, data: bytes) -> Receiver:
         """**Raises:** `MessageError` for bytes that are not a message of these sections, or where a third party's
         decoder is installed whose source is not what the message carries."""
-        sections = decode_message(data)
+        return cls.of_sections(decode_message(data))
+
+    @classmethod
+    def of_sections(cls, sections: Sequence[Section]) -> Receiver:
+        """From what a message decodes to. **Raises:** as `of`."""
         kinds = [s.kind for s in sections]
         source = [] if len(kinds) < 2 or trusted(kinds[1]) else [SOURCE]
         if len(sections) < 2 or kinds[0] != SPECIAL or kinds[2:] not in (source, [KIND, *source]):

@@ -73,6 +73,7 @@ def load_data(
     dataset: Path | None = None,
     context: int | None = None,
     sequences: int | None = None,
+    fit_sequences: int | None = None,
     seed: int = 0,
 ) -> Dataset:
     """Sequences in three splits, from one source: a text, a token array, a dataset on disk, or the embedded text.
@@ -83,7 +84,7 @@ def load_data(
     if context is not None and not 2 <= context <= limit:
         raise DataError(f"a context of {context} tokens is asked for; this model takes 2 to {limit}")
     length = min(context or DEFAULT_CONTEXT, limit)
-    sizes = Sizes() if sequences is None else Sizes(held_out=sequences)
+    sizes = Sizes(fit=fit_sequences or Sizes.fit, held_out=sequences or Sizes.held_out)
     if tokens is not None:
         return from_tokens(Path(tokens), sizes, seed, context)
     if text is not None:
@@ -181,6 +182,7 @@ def compare(
     dataset: Path | None = None,
     context: int | None = None,
     sequences: int | None = None,
+    fit_sequences: int | None = None,
     horizon: float | None = None,
     envelope: Sequence[float] = (),
     training_tokens: float | None = None,
@@ -206,7 +208,9 @@ def compare(
     check_phenomena(place.output, phenomena, fidelities)
     for n in (horizon, *envelope):
         check_horizon(n)
-    data = load_data(loaded, text=text, tokens=tokens, dataset=dataset, context=context, sequences=sequences, seed=seed)
+    source: dict[str, Path | None] = {"text": text, "tokens": tokens, "dataset": dataset}
+    sizes: dict[str, int | None] = {"context": context, "sequences": sequences, "fit_sequences": fit_sequences}
+    data = load_data(loaded, **source, **sizes, seed=seed)
     task = build_task(loaded, region, data, progress or _silent)
     task = replace(task, description={**task.description, "model_source": _source(model)})
     training_tokens = EMBEDDED_TRAINING_TOKENS if model is None else training_tokens

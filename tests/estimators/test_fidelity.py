@@ -10,7 +10,8 @@ import pytest
 
 from decompositions.baselines import ConstantExplanation, Nothing, TokenTable
 from decompositions.clusters import Clusters, ClustersExplanation
-from estimators.fidelity import Attempt, Bench, Coding, Prices
+from estimators.fidelity import Attempt, Bench, Coding
+from estimators.prices import Prices
 from estimators.solver import Solution, Solver
 from mdl.errors import ExplanationError, PluginError, TaskError
 from mdl.message import Section, decode_message
