@@ -16,7 +16,7 @@ import numpy as np
 from estimators.first_use import static_bits
 from estimators.fisher import Metric, euclidean_metric, fisher_metric
 from estimators.kernels import Damage, RegionEvaluator, evaluator_for
-from estimators.prices import Prices, Size, independent
+from estimators.prices import Outline, Prices, Size, independent
 from mdl.alphabets import check_alphabet
 from mdl.errors import ExplanationError, TaskError
 from mdl.message import Message, Section, encode_message
@@ -329,17 +329,26 @@ class Outlook:
         return self.bench.metrics[0].distortion(left) / 2
 
     @cached_property
-    def sizes(self) -> tuple[Size, Size, float]:
-        """State and residual under the independent codes, and static bits a token at N as paid on first use."""
-        coding, inputs, n = self.coding, self.bench.probe.sample.inputs, self.coding.settings.horizon
-        message = encode_message(coding.sections(self.bench, coding.section))
+    def sizes(self) -> tuple[Size, Size]:
+        """State and residual under the independent codes."""
+        return independent(self.state), independent(self.codes)
+
+    @cached_property
+    def outline(self) -> Outline:
+        """What the message would hold."""
+        return Outline.of(self.coding.sections(self.bench, self.coding.section))
+
+    def static_bits(self, price: float) -> float:
+        """static(N) at the horizon, as paid on first use."""
+        inputs, outline = self.bench.probe.sample.inputs, self.outline
         touched = [None, self.decoder.touched(inputs, self.state), self.codes.touched()]
         # A third party's decoder has its source behind these, which every token needs.
-        touched += [None] * (len(message.part_bits) - len(touched))
-        (static,) = static_bits(message, touched, self.state.n_tokens, np.array([n]))
-        return independent(self.state), independent(self.codes), static / n
+        touched += [None] * (len(outline.part_bits) - len(touched))
+        (bits,) = static_bits(outline, touched, self.state.n_tokens, np.array([self.coding.settings.horizon]))
+        return price * float(bits)
 
     def total(self, prices: Prices) -> float:
-        """Bits a token at the horizon, streams at these prices."""
-        state, residual, static = self.sizes
-        return (prices.state.bits(state) + prices.residual.bits(residual)) / self.state.n_tokens + static
+        """Bits a token at the horizon, at these prices."""
+        state, residual = self.sizes
+        rate = (prices.state.bits(state) + prices.residual.bits(residual)) / self.state.n_tokens
+        return self.static_bits(prices.static) / self.coding.settings.horizon + rate

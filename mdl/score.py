@@ -208,9 +208,16 @@ def compare(
     check_phenomena(place.output, phenomena, fidelities)
     for n in (horizon, *envelope):
         check_horizon(n)
-    source: dict[str, Path | None] = {"text": text, "tokens": tokens, "dataset": dataset}
-    sizes: dict[str, int | None] = {"context": context, "sequences": sequences, "fit_sequences": fit_sequences}
-    data = load_data(loaded, **source, **sizes, seed=seed)
+    data = load_data(
+        loaded,
+        text=text,
+        tokens=tokens,
+        dataset=dataset,
+        context=context,
+        sequences=sequences,
+        fit_sequences=fit_sequences,
+        seed=seed,
+    )
     task = build_task(loaded, region, data, progress or _silent)
     task = replace(task, description={**task.description, "model_source": _source(model)})
     training_tokens = EMBEDDED_TRAINING_TOKENS if model is None else training_tokens

@@ -2,14 +2,16 @@
 
     python -m experiments.sae_vs_pca.run [--model NAME|DIR] [--tokens FILE.npy] [--region TEXT] [--jobs 2]
 
-Cells are one-explanation scorecards, OUT/MODEL/SITE/RUNG.json; `experiments.sae_vs_pca.report` reads them.
+Cells are one-explanation scorecards, OUT/MODEL/SITE/RUNG.json, with what the rungs are in `_rungs` beside them;
+`experiments.sae_vs_pca.report` reads both.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,8 +27,16 @@ from mdl.score import load_data
 from mdl.task import ACTIVATIONS, BEHAVIOUR, DEFAULT_FIDELITIES, build_task
 
 HORIZON = 1e6
+RUNGS_FILE = "_rungs"
 MAIN_SIZES = (800, 48)  # sequences to fit on, and held out
 OTHER_SIZES = (400, 24)
+
+
+def save_json(path: Path, content: object) -> None:
+    """Write JSON to a temporary file and rename it."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,7 @@ def run_job(job: Job) -> list[str]:
     estimator = SurpriseAccounting(task, HORIZON)
     description = {**task.description, "horizon": HORIZON, "null_kl_bits": estimator.null_kl_bits}
     job.folder.mkdir(parents=True, exist_ok=True)
+    save_json(job.folder / RUNGS_FILE, {rung.key: asdict(rung) for rung in rungs})
     return [_cell(job, rung, estimator, description) for rung in todo]
 
 
