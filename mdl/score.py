@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -208,16 +209,8 @@ def compare(
     check_phenomena(place.output, phenomena, fidelities)
     for n in (horizon, *envelope):
         check_horizon(n)
-    data = load_data(
-        loaded,
-        text=text,
-        tokens=tokens,
-        dataset=dataset,
-        context=context,
-        sequences=sequences,
-        fit_sequences=fit_sequences,
-        seed=seed,
-    )
+    source = partial(load_data, loaded, text=text, tokens=tokens, dataset=dataset, context=context, seed=seed)
+    data = source(sequences=sequences, fit_sequences=fit_sequences)
     task = build_task(loaded, region, data, progress or _silent)
     task = replace(task, description={**task.description, "model_source": _source(model)})
     training_tokens = EMBEDDED_TRAINING_TOKENS if model is None else training_tokens

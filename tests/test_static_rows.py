@@ -57,7 +57,7 @@ def test_few_rows_go_number_by_number() -> None:
 
 def test_rows_paid_for_at_their_first_use_are_finer() -> None:
     """A row that is used once in 10 N tokens is paid for in one of ten messages, and then used about once."""
-    rows, energy = used_together()[0], np.full(ROWS, 1e-6)
+    rows, energy = np.random.default_rng(1).normal(size=(ROWS, WIDTH)), np.full(ROWS, 1e-6)
     always = metric_rows(rows, energy, setting(), frequency=1.0)
     rare = metric_rows(rows, energy, setting(), frequency=np.full(ROWS, 1e-6))
     finer = always.exponents - rare.exponents

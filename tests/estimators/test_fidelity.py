@@ -78,7 +78,7 @@ def test_what_is_scored_came_out_of_the_decoder(
     expected = kl_bits(tiny_model, activations.tokens, tiny_task.region.output, received(tiny_task, attempt))
     assert np.allclose(attempt.damage.kl_bits, expected[activations.scored], rtol=1e-3, atol=1e-5)
     n = activations.n_tokens
-    assert attempt.rate < attempt.residual.length().total / n  # at the prices that token ids make
+    assert attempt.rate <= attempt.residual.length().total / n + 1e-9  # token ids may tell something of it
     assert dataclasses.replace(attempt, prices=Prices()).rate == pytest.approx(attempt.residual.length().total / n)
     assert attempt.total == pytest.approx(attempt.rate + 8 * len(attempt.message.data) / 1e6)
 
