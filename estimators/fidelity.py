@@ -262,11 +262,13 @@ class Coding:
             section = self.section
             state = encoded(self.explanation, section, split.sample, self.settings)
             if isinstance(state, SparseState | IndexState | JoinedState):
-                # Features are numbered by first use in the stream, so their parts are sent in that order.
+                # Features are numbered by first use in the stream, so their parts are sent in that order. Parts
+                # beyond the state's, of which a function of the inputs decides, stay where they are.
                 touched = state.touched()
                 assert touched is not None
                 order = first_use_order(touched)
-                section, state = section.reordered(order), state.reordered(order)
+                state = state.reordered(order)
+                section = section.reordered(np.concatenate([order, np.arange(len(order), section.n_parts)]))
             self.sent[id(split)] = Sent(split, section, state)
         return self.sent[id(split)]
 

@@ -15,8 +15,8 @@ import click
 
 from estimators.fidelity import Bench, Coding
 from experiments.sae_vs_pca.ladder import ENCODER, Rung, ladder
-from experiments.sae_vs_pca.models import MAIN_SITE, load
-from experiments.sae_vs_pca.run import HORIZON, MAIN_SIZES, save_json
+from experiments.sae_vs_pca.models import MAIN_SITE, MAIN_SIZES, load
+from experiments.sae_vs_pca.run import HORIZON, save_json
 from mdl.plugins import make_decomposition
 from mdl.protocols import Settings
 from mdl.score import EMBEDDED_REGION, load_data

@@ -19,7 +19,7 @@ import click
 
 from estimators.accounting import SurpriseAccounting
 from experiments.sae_vs_pca.ladder import Rung, ladder
-from experiments.sae_vs_pca.models import MAIN_SITE, load, sites
+from experiments.sae_vs_pca.models import MAIN_SITE, MAIN_SIZES, OTHER_SIZES, load, sites
 from mdl.errors import MDLError
 from mdl.ledger import Scorecard
 from mdl.plugins import make_decomposition
@@ -28,8 +28,6 @@ from mdl.task import ACTIVATIONS, BEHAVIOUR, DEFAULT_FIDELITIES, build_task
 
 HORIZON = 1e6
 RUNGS_FILE = "_rungs"
-MAIN_SIZES = (800, 48)  # sequences to fit on, and held out
-OTHER_SIZES = (400, 24)
 
 
 def save_json(path: Path, content: object) -> None:

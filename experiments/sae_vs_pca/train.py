@@ -32,9 +32,21 @@ from sae_lens import (
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import SAEMetadata
 
-from experiments.embedded_model.train_saes import BATCH, CONTEXT, collect, document_windows, save, train
-from experiments.sae_vs_pca.models import CONTROLS, MAIN_SITE, load, sites
+from decompositions.sums import left_by
+from experiments.embedded_model.train_saes import (
+    BATCH,
+    CONTEXT,
+    SEQUENCES,
+    collect,
+    document_windows,
+    save,
+    train,
+)
+from experiments.sae_vs_pca.models import CONTROLS, MAIN_SITE, MAIN_SIZES, load, sites
 from mdl.data import Sizes, from_tokens
+from mdl.plugins import make_decomposition
+from mdl.score import load_data
+from mdl.task import Activations, build_task
 
 HELD_OUT_TOKENS = 40_000
 MAIN_SAMPLES, OTHER_SAMPLES = 1_500_000, 500_000
@@ -49,11 +61,13 @@ class Recipe:
     sparsity: float
     samples: int
     seeds: tuple[int, ...] = (0,)
+    leftover: str = ""  # trained on what this stateless explanation leaves
 
     @property
     def name(self) -> str:
         brief = "" if self.samples == MAIN_SAMPLES else "-brief"
-        return f"{self.architecture}-{self.factor}x-{self.sparsity:g}{brief}"
+        left = f"left-by-{self.leftover}-" if self.leftover else ""
+        return f"{left}{self.architecture}-{self.factor}x-{self.sparsity:g}{brief}"
 
     def config(self, width: int, metadata: dict[str, Any]) -> TrainingSAEConfig:
         """sae-lens's configuration. Penalties assume activations scaled to a mean norm of sqrt(width)."""
@@ -106,11 +120,13 @@ HEADLINE = (
     Recipe("topk", 16, 16, MAIN_SAMPLES, (1, 2)),
 )
 SWEEP = (
+    Recipe("jumprelu", 8, 0.15, OTHER_SAMPLES, (0, 1, 2)),
     *(Recipe("topk", factor, 16, OTHER_SAMPLES) for factor in (1, 2, 4, 8, 16, 32)),
     *(Recipe("topk", 8, k, OTHER_SAMPLES) for k in (4, 8, 32, 64)),
     *(Recipe(kind, 8, 16, OTHER_SAMPLES) for kind in ("batchtopk", "matryoshka", "abstopk")),
     *(Recipe(kind, 8, 1.2, OTHER_SAMPLES) for kind in ("standard", "gated")),
 )
+LEFTOVER = (Recipe("jumprelu", 8, 0.15, OTHER_SAMPLES, (0, 1, 2), "token-table"),)
 ELSEWHERE = (
     Recipe("jumprelu", 8, 0.15, OTHER_SAMPLES, (0, 1, 2)),
     Recipe("topk", 8, 16, OTHER_SAMPLES),
@@ -119,7 +135,7 @@ ELSEWHERE = (
 
 def recipes(model: str, site: str) -> tuple[Recipe, ...]:
     """What is trained on a site of a model."""
-    return (*SWEEP, *HEADLINE) if (model, site) == ("embedded", MAIN_SITE) else ELSEWHERE
+    return (*SWEEP, *LEFTOVER, *HEADLINE) if (model, site) == ("embedded", MAIN_SITE) else ELSEWHERE
 
 
 def activations(model: Any, site: str, samples: int, tokens: Path | None) -> tuple[np.ndarray, np.ndarray]:
@@ -137,6 +153,24 @@ def activations(model: Any, site: str, samples: int, tokens: Path | None) -> tup
     return collect(model, document_windows(model.tokenizer, "train", rng), samples, site), held_out
 
 
+def leftover(model: Any, first: str, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `activations` at the main site, less what an explanation says that was fitted as the comparison fits it."""
+    data = load_data(model, fit_sequences=MAIN_SIZES[0])
+    task = build_task(model, f"upstream of {MAIN_SITE}", data, lambda *_: None)
+    explanation = make_decomposition(first).fit(task.for_fitting())
+    rng, found = np.random.default_rng(0), []
+    for split, wanted in (("fit", HELD_OUT_TOKENS), ("train", samples)):
+        tokens = document_windows(model.tokenizer, split, rng)[: -(-wanted // (CONTEXT - 1) // SEQUENCES) * SEQUENCES]
+        scored = np.ones(tokens.shape, bool)
+        scored[:, 0] = False
+        outputs = np.zeros((*tokens.shape, model.site_width(MAIN_SITE)), np.float32)
+        outputs[scored] = collect(model, tokens, scored.sum(), MAIN_SITE)
+        whole = Activations(tokens, scored, np.arange(len(tokens)), outputs, None, None)
+        found.append(left_by(explanation, whole).outputs[scored][:wanted])
+    held_out, given = found
+    return given, held_out
+
+
 def missing(model: str, site: str, out: Path) -> Iterator[tuple[Recipe, int, Path]]:
     """(recipe, seed, folder) of what has not been trained yet."""
     for recipe in recipes(model, site):
@@ -152,9 +186,10 @@ def train_site(model: Any, name: str, site: str, out: Path, tokens: Path | None)
     if not todo:
         click.echo(f"{site}: everything is in {out}")
         return
-    given, held_out = activations(model, site, max(r.samples for r, _, _ in todo), tokens)
+    whole = activations(model, site, max(r.samples for r, _, _ in todo), tokens)
     for recipe, seed, folder in todo:
         started = time.time()
+        given, held_out = whole if not recipe.leftover else leftover(model, recipe.leftover, recipe.samples)
         metadata = {"hook_name": site, "model_name": model.name, "context_size": CONTEXT, "prepend_bos": True}
         config = recipe.config(given.shape[1], metadata)
         sae = train(config, given[: recipe.samples], recipe.samples, seed)
@@ -170,7 +205,7 @@ def train_site(model: Any, name: str, site: str, out: Path, tokens: Path | None)
 
 def _told(recipe: Recipe) -> dict[str, Any]:
     told = dataclasses.asdict(recipe)
-    return {key: told[key] for key in ("architecture", "factor", "sparsity")}
+    return {key: told[key] for key in ("architecture", "factor", "sparsity", "leftover")}
 
 
 @click.command()
