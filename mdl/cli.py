@@ -115,7 +115,7 @@ _OPTIONS = (
     ),
     click.option("--training-tokens", type=TokensType(), help="What the model was trained on: one more N to show."),
     click.option("--sequences", type=_COUNT, help="Held-out sequences to score."),
-    click.option("--fit-sequences", type=_COUNT, help="Sequences to fit explanations on. [default: 288]"),
+    click.option("--fit-sequences", type=_COUNT, help="Sequences to fit explanations on. [default: 800]"),
     click.option("--context", type=_COUNT, help="Tokens a sequence."),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split and of random choices."),
     click.option(

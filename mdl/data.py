@@ -116,7 +116,7 @@ class Dataset:
 class Sizes:
     """How many sequences to use at most: to fit explanations on, to tune knobs on, and to score."""
 
-    fit: int = 288
+    fit: int = 800
     tune: int = 64
     held_out: int = 48
 

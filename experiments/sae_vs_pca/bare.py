@@ -15,7 +15,7 @@ import click
 
 from estimators.fidelity import Bench, Coding
 from experiments.sae_vs_pca.ladder import ENCODER, Rung, ladder
-from experiments.sae_vs_pca.models import MAIN_SITE, MAIN_SIZES, load
+from experiments.sae_vs_pca.models import MAIN_HELD_OUT, MAIN_SITE, load
 from experiments.sae_vs_pca.run import HORIZON, save_json
 from mdl.plugins import make_decomposition
 from mdl.protocols import Settings
@@ -55,7 +55,7 @@ def main(saes: Path, out: Path) -> None:
     folder = out / "embedded" / MAIN_SITE / FILE
     folder.mkdir(parents=True, exist_ok=True)
     model = load("embedded", out)
-    data = load_data(model, fit_sequences=MAIN_SIZES[0], sequences=MAIN_SIZES[1])
+    data = load_data(model, sequences=MAIN_HELD_OUT)
     bench = Bench(build_task(model, EMBEDDED_REGION, data, lambda *_: None), HORIZON)
     for rung in rungs(saes / "embedded", model.site_width(MAIN_SITE)):
         if (path := folder / f"{rung.key}.json").exists():

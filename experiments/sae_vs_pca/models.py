@@ -20,8 +20,7 @@ from mdl.score import EMBEDDED, EMBEDDED_NAME, embedded_model
 INITIAL_SPREAD = 0.02  # of GPT-2's weights
 CONTROLS = ("shuffled", "untrained")
 MAIN_SITE = "blocks.2.hook_resid_pre"
-MAIN_SIZES = (800, 48)  # sequences to fit on, and held out
-OTHER_SIZES = (400, 24)
+MAIN_HELD_OUT, OTHER_HELD_OUT = 48, 24  # sequences
 
 
 def sites(layers: int) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ import click
 
 from estimators.accounting import SurpriseAccounting
 from experiments.sae_vs_pca.ladder import Rung, ladder
-from experiments.sae_vs_pca.models import MAIN_SITE, MAIN_SIZES, OTHER_SIZES, load, sites
+from experiments.sae_vs_pca.models import MAIN_HELD_OUT, MAIN_SITE, OTHER_HELD_OUT, load, sites
 from mdl.errors import MDLError
 from mdl.ledger import Scorecard
 from mdl.plugins import make_decomposition
@@ -63,8 +63,8 @@ def run_job(job: Job) -> list[str]:
     if not todo:
         return [f"{job.folder}: nothing to do"]
     main = (job.model, job.site) == ("embedded", MAIN_SITE)
-    fit, held_out = MAIN_SIZES if main else OTHER_SIZES
-    data = load_data(model, tokens=job.tokens, fit_sequences=fit, sequences=held_out)
+    held_out = MAIN_HELD_OUT if main else OTHER_HELD_OUT
+    data = load_data(model, tokens=job.tokens, sequences=held_out)
     task = build_task(model, job.region, data, lambda *_: None)
     estimator = SurpriseAccounting(task, HORIZON)
     description = {**task.description, "horizon": HORIZON, "null_kl_bits": estimator.null_kl_bits}

@@ -42,7 +42,7 @@ from experiments.embedded_model.train_saes import (
     save,
     train,
 )
-from experiments.sae_vs_pca.models import CONTROLS, MAIN_SITE, MAIN_SIZES, load, sites
+from experiments.sae_vs_pca.models import CONTROLS, MAIN_SITE, load, sites
 from mdl.data import Sizes, from_tokens
 from mdl.plugins import make_decomposition
 from mdl.score import load_data
@@ -155,7 +155,7 @@ def activations(model: Any, site: str, samples: int, tokens: Path | None) -> tup
 
 def leftover(model: Any, first: str, samples: int) -> tuple[np.ndarray, np.ndarray]:
     """As `activations` at the main site, less what an explanation says that was fitted as the comparison fits it."""
-    data = load_data(model, fit_sequences=MAIN_SIZES[0])
+    data = load_data(model)
     task = build_task(model, f"upstream of {MAIN_SITE}", data, lambda *_: None)
     explanation = make_decomposition(first).fit(task.for_fitting())
     rng, found = np.random.default_rng(0), []
