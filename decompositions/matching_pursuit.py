@@ -1,4 +1,4 @@
-"""Sparse codes by orthogonal matching pursuit: the sender's encoder for a dictionary without one, or in place of its own.
+"""Sparse codes by orthogonal matching pursuit: an encoder for a dictionary that has none, or in place of its own.
 
 Rows of a dictionary are taken one by one, each time the one that overlaps most with what is left, and the coefficients
 of all rows taken are fitted again after every step. Those of a rectified dictionary stay non-negative throughout.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -79,7 +81,7 @@ def test_more_steps_never_fit_worse():
     for signed in (True, False):
         errors = [np.square(targets - pursue(atoms, targets, k, signed) @ atoms).sum() for k in range(8)]
         assert errors[0] == pytest.approx(np.square(targets).sum())
-        assert all(a >= b for a, b in zip(errors[:-1], errors[1:], strict=True))
+        assert all(a >= b for a, b in itertools.pairwise(errors))
 
 
 def test_rows_of_norm_zero_are_never_used():
