@@ -66,7 +66,7 @@ class SAE:
         name, pursuit = self._shown_name(), self.encoder == "pursuit"
         sae = self._load()
         notes = check(sae, task.region.output, task.width, task.model.name, name, self.any_site, pursuit)
-        notes += check_weights(sae, task, name, self.any_site) + data_notes(sae, task, name)
+        notes += check_weights(sae, task, name, self.any_site) + data_notes(sae, task)
         reading, told = reading_of(sae, task, name)
         values = task.fit.outputs if reading is None else reading(task.fit)
         if values.shape[1] != sae.cfg.d_in:
@@ -125,14 +125,14 @@ def reading_of(sae: sae_lens.SAE, task: Any, name: str) -> tuple[Reading | None,
     site, notes = metadata.hook_name, []
     if site is None:
         site = task.region.input
-        notes.append(f"{name} does not say what it reads; the region's input, {site}, is taken on trust")
+        notes.append(f"does not say what it reads; the region's input, {site}, is taken on trust")
     found = candidates(task, site, name)
     if len(found) == 1:
         return found[0], notes
     errors = [_error(sae, task, reading) for reading in found]
     best = found[int(np.argmin(errors))]
     if max(errors) > 1.01 * min(errors):
-        notes.append(f"{name} reads {site}: taken as {best.described}, under which it predicts best")
+        notes.append(f"reads {site}: taken as {best.described}, under which it predicts best")
     return best, notes
 
 

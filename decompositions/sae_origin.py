@@ -130,18 +130,16 @@ def _check_site(sae: sae_lens.SAE, output: str, model_name: str, name: str, any_
             raise ExplanationError(f"{name}: trained on head {metadata[key]} alone of {place}; a region has all heads")
     if site is None:
         verb = "writes" if is_transcoder(sae) else "was trained"
-        notes.append(f"{name} does not say at which site it {verb}; {output} is taken on trust")
+        notes.append(f"does not say at which site it {verb}; {output} is taken on trust")
     elif canonical_site(site) != canonical_site(output):
-        message = (
-            f"{name}: {'writes to' if is_transcoder(sae) else 'trained at'} {site}, the region's output is {output}"
-        )
+        message = f"{'writes to' if is_transcoder(sae) else 'trained at'} {site}, the region's output is {output}"
         if not any_site:
             raise ExplanationError(
-                f"{message}. Take the region '{region_of(site)}', or any_site=True to score it here."
+                f"{name}: {message}. Take the region '{region_of(site)}', or any_site=True to score it here."
             )
         notes.append(message)
     if metadata.model_name and metadata.model_name != model_name:
-        notes.append(f"{name}: its metadata name the model {metadata.model_name!r}, the task's is {model_name!r}")
+        notes.append(f"its metadata name the model {metadata.model_name!r}, the task's is {model_name!r}")
     return notes
 
 
@@ -161,13 +159,13 @@ def check_weights(sae: sae_lens.SAE, task: Any, name: str, any_site: bool) -> li
         if key not in asked or bool(asked[key]) == has:
             continue
         message = (
-            f"{name} was trained on the activations of a model loaded with {key}={bool(asked[key])}; "
+            f"trained on the activations of a model loaded with {key}={bool(asked[key])}; "
             f"{task.model.name} was loaded {'with' if has else 'without'} it"
         )
         if not any_site:
             raise ExplanationError(
-                f"{message}. Load it so, load_model(MODEL, {key}={bool(asked[key])}), and pass that; or any_site=True "
-                "to score the SAE on these weights."
+                f"{name}: {message}. Load it so, load_model(MODEL, {key}={bool(asked[key])}), and pass that; or "
+                "any_site=True to score the SAE on these weights."
             )
         notes.append(message)
     return notes
@@ -187,17 +185,15 @@ def _processing_of(sae: sae_lens.SAE, task: Any) -> dict[str, bool]:
     return {"center_writing_weights": bool(off.mean() < CENTRED * np.linalg.norm(outputs, axis=1).mean())}
 
 
-def data_notes(sae: sae_lens.SAE, task: Any, name: str) -> list[str]:
+def data_notes(sae: sae_lens.SAE, task: Any) -> list[str]:
     """How the data differ from what the SAE was trained on: length of context, start token."""
     metadata, tokens, scored = sae.cfg.metadata, task.fit.inputs.tokens, task.fit.inputs.scored
     notes = []
     if metadata.context_size and metadata.context_size < tokens.shape[1]:
-        notes.append(f"{name}: trained on contexts of {metadata.context_size} tokens, these have {tokens.shape[1]}")
+        notes.append(f"trained on contexts of {metadata.context_size} tokens, these have {tokens.shape[1]}")
     if metadata.prepend_bos and scored[:, 0].any():
         share = scored[:, 0].mean()
-        notes.append(
-            f"{name}: trained on sequences that begin with a start token; {100 * share:.0f} % of these begin without"
-        )
+        notes.append(f"trained on sequences that begin with a start token; {100 * share:.0f} % of these begin without")
     if metadata.seqpos_slice not in (None, [None], (None,)):
-        notes.append(f"{name}: trained at positions {metadata.seqpos_slice} alone, scored at all")
+        notes.append(f"trained at positions {metadata.seqpos_slice} alone, scored at all")
     return notes
