@@ -150,7 +150,7 @@ def check_weights(sae: sae_lens.SAE, task: Any, name: str, any_site: bool) -> li
     other norms than LayerNorm are never centred. Folding norms, or centring the unembedding, changes nothing at a
     residual site.
 
-    **Raises:** `ExplanationError` with the switch of `load_model`; with `any_site` it becomes a note.
+    **Raises:** `ExplanationError` with the switch to set; with `any_site` it becomes a note.
     """
     asked = sae.cfg.metadata.model_from_pretrained_kwargs or {}
     found = _processing_of(sae, task)
@@ -163,10 +163,8 @@ def check_weights(sae: sae_lens.SAE, task: Any, name: str, any_site: bool) -> li
             f"{task.model.name} was loaded {'with' if has else 'without'} it"
         )
         if not any_site:
-            raise ExplanationError(
-                f"{name}: {message}. Load it so, load_model(MODEL, {key}={bool(asked[key])}), and pass that; or "
-                "any_site=True to score the SAE on these weights."
-            )
+            remedy = f"Leave {key} out" if has else f"Load it so: --process {key}, in Python process=[{key!r}]"
+            raise ExplanationError(f"{name}: {message}. {remedy}; or any_site=True to score the SAE on these weights.")
         notes.append(message)
     return notes
 

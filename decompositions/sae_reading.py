@@ -6,15 +6,17 @@ it only the codes travel.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from decompositions.dictionary import REMEMBERED
 from decompositions.sae_origin import INNER
 from mdl.errors import ExplanationError
 from mdl.models import Model
@@ -36,6 +38,7 @@ class Reading:
     inputs: bool = False
     scale: np.ndarray | None = None
     shift: np.ndarray | None = None
+    known: dict[bytes, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, sample: Sample) -> np.ndarray:
         """Float32, heads flattened."""
@@ -44,7 +47,16 @@ class Reading:
         return np.asarray(values if self.shift is None else values + self.shift, np.float32)
 
     def _run(self, sample: Sample) -> np.ndarray:
+        """The latest few are kept: a scorer encodes the same samples at many settings."""
         tokens, scored = sample.inputs.tokens, sample.inputs.scored
+        key = hashlib.blake2b(tokens.tobytes() + scored.tobytes(), digest_size=16).digest()
+        if key not in self.known:
+            while len(self.known) >= REMEMBERED:
+                del self.known[next(iter(self.known))]
+            self.known[key] = self._values(tokens, scored)
+        return self.known[key]
+
+    def _values(self, tokens: np.ndarray, scored: np.ndarray) -> np.ndarray:
         size = max(1, TOKENS // tokens.shape[1])
         found = []
         for start in range(0, len(tokens), size):
@@ -59,8 +71,8 @@ class Reading:
         return jax.jit(partial(run, self.model.config, reads=(self.site,)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Reading:
-        """Itself: a model's weights are never written to, and too large to have twice."""
-        return self
+        """With the same model: its weights are never written to, and too large to have twice."""
+        return replace(self, known={})
 
     @property
     def described(self) -> str:
