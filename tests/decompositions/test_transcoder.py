@@ -76,7 +76,7 @@ def fitted_skip(read: str, inputs: np.ndarray, outputs: np.ndarray) -> Any:
     """A skip transcoder that is the best affine map of `inputs`, and a few features that are never on."""
     sae = transcoder("skip_transcoder", read)
     with_one = np.concatenate([inputs, np.ones((len(inputs), 1))], 1)
-    solved = np.linalg.lstsq(with_one, outputs, rcond=None)[0]
+    solved = np.linalg.lstsq(with_one, outputs, rcond=1e-4)[0]  # a LayerNorm leaves a direction empty
     with torch.no_grad():
         sae.W_skip.copy_(torch.from_numpy(solved[:-1].T.copy()))
         sae.b_dec.copy_(torch.from_numpy(solved[-1].copy()))
