@@ -13,11 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
-from jaxtyping import Array, Float, Int
 
 from decompositions.dictionary import (
     KNOBS,
@@ -30,13 +27,13 @@ from decompositions.dictionary import (
     value_classes,
     value_exponents,
 )
+from decompositions.matching_pursuit import pursue
 from mdl.errors import ExplanationError, MessageError
 from mdl.message import QuantisedArray, Section
 from mdl.protocols import Sample, Settings
 from mdl.state import State
 
 KIND = "random-dictionary"
-CHUNK = 1024  # tokens a call of the pursuit
 LARGEST_SEED = (1 << 60) - 1
 MAX_DIRECTIONS = 1 << 25  # numbers a receiver draws, in half a second: 43,690 features of width 768
 DRAWN = 1 << 20  # numbers held at a time
@@ -88,39 +85,9 @@ class RandomDictionaryDecoder:
         return build_decoder(section, chosen_directions(seed, rows, width), *section.parts[1:])
 
 
-@partial(jax.jit, static_argnames="k")
-def matching_pursuit(
-    values: Float[Array, "n d"], atoms: Float[Array, "f d"], k: int
-) -> tuple[Int[Array, "n k"], Float[Array, "n k"]]:
-    """k steps of matching pursuit with unit atoms: which atom each step takes, and its (signed) coefficient.
-
-    An atom may be taken again; its coefficients add up. **Source:** Mallat and Zhang 1993, IEEE Trans. Signal Process.
-    41(12).
-    """
-
-    def step(residual: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
-        overlap = residual @ atoms.T
-        chosen = jnp.argmax(jnp.abs(overlap), axis=1)
-        coefficient = jnp.take_along_axis(overlap, chosen[:, None], 1)[:, 0]
-        return residual - coefficient[:, None] * atoms[chosen], (chosen, coefficient)
-
-    _, (chosen, coefficients) = jax.lax.scan(step, values, None, length=k)
-    return chosen.T, coefficients.T
-
-
-def pursue(atoms: np.ndarray, bias: np.ndarray, k: int, outputs: np.ndarray) -> scipy.sparse.csr_array:
-    """Activations [n, F] by matching pursuit on outputs minus the bias, a fixed number of tokens at a time."""
-    device_atoms = jnp.asarray(atoms)
-    indices, values = [np.zeros((0, k), np.int64)], [np.zeros((0, k), np.float32)]
-    for start in range(0, len(outputs), CHUNK):
-        chunk = (outputs[start : start + CHUNK] - bias).astype(np.float32)
-        padded = np.pad(chunk, ((0, CHUNK - len(chunk)), (0, 0)))
-        chosen, coefficients = matching_pursuit(jnp.asarray(padded), device_atoms, k)
-        indices.append(np.asarray(chosen)[: len(chunk)].astype(np.int64))
-        values.append(np.asarray(coefficients)[: len(chunk)])
-    tokens = np.repeat(np.arange(len(outputs)), k)
-    entries = (np.concatenate(values).ravel(), (tokens, np.concatenate(indices).ravel()))
-    return scipy.sparse.coo_array(entries, shape=(len(outputs), len(atoms))).tocsr()
+def encode(atoms: np.ndarray, bias: np.ndarray, k: int, outputs: np.ndarray) -> scipy.sparse.csr_array:
+    """Activations [n, F], of either sign, by matching pursuit on outputs minus the bias."""
+    return pursue(atoms, outputs - bias, k, signed=True)
 
 
 @dataclass(frozen=True)
@@ -156,7 +123,7 @@ class RandomDictionaryExplanation:
 
 @dataclass(frozen=True)
 class RandomDictionary:
-    """Random unit directions and matching pursuit with `k` steps on outputs minus their mean."""
+    """Random unit directions and orthogonal matching pursuit with `k` steps on outputs minus their mean."""
 
     features: int = 1024
     k: int = 8
@@ -177,6 +144,6 @@ class RandomDictionary:
             )
         bias = outputs.mean(0)
         atoms = random_directions(self.seed, self.features, outputs.shape[1])
-        encoder = partial(pursue, atoms, bias, self.k)
+        encoder = partial(encode, atoms, bias, self.k)
         name = f"random dictionary ({self.features}, k={self.k})"
         return RandomDictionaryExplanation(fit_dictionary(name, atoms, bias, encoder, outputs, signed=True), self.seed)

@@ -1,47 +1,48 @@
-"""Any sae-lens SAE that is a linear dictionary, by object, by folder or by its name on the hub.
+"""Any sae-lens SAE or transcoder that decodes linearly, by object, by folder or by its name on the hub.
 
-sae-lens encodes (the sender's tool); what is sent is the decoder: rows, bias, and per token the support, the values and
-the side information that some normalisations need. Every loaded SAE is checked against sae-lens's own forward pass.
+sae-lens encodes (the sender's tool), or matching pursuit does in its place; what is sent is the decoder: rows, bias,
+a transcoder's skip path, and per token the support, the values and the side information that some normalisations need.
+Every loaded SAE is checked against sae-lens's own forward pass. Special tokens are none of its business: their outputs
+are constants, which a message carries and pays for, whatever the SAE would have made of them.
 """
 
 from __future__ import annotations
 
-import re
-import tempfile
-import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import sae_lens
-import scipy.sparse
-import torch
-from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-from decompositions.dictionary import NO_SIDE, SCALE, SCALE_AND_MEAN, DictionaryExplanation, fit_dictionary, token_side
-from mdl.errors import ExplanationError, did_you_mean
+from decompositions.dictionary import NO_SIDE, DictionaryExplanation, fit_dictionary
+from decompositions.sae_codes import (
+    check_forward,
+    decoder_of,
+    encode,
+    encode_by_pursuit,
+    fold_scale,
+    mean_active,
+    skip_of,
+)
+from decompositions.sae_loading import load_folder, load_hub, own_copy
+from decompositions.sae_origin import TEMPORAL, check, check_weights, data_notes, inner_site, is_transcoder, side_of
+from decompositions.sae_reading import Reading, candidates, through
+from decompositions.transcoder import Remainder, SkipPath, TranscoderExplanation
+from mdl.errors import ExplanationError
 
-FILES = ("cfg.json", "sae_weights.safetensors")
-LINEAR = ("standard", "gated", "topk", "abstopk", "jumprelu", "matching_pursuit")
-SIDE = {
-    "none": NO_SIDE,
-    "expected_average_only_in": NO_SIDE,
-    "constant_norm_rescale": SCALE,
-    "layer_norm": SCALE_AND_MEAN,
-}
-CHUNK_ELEMENTS = 1 << 24  # activations held densely at a time
 CHECKED_TOKENS = 64
-TOLERANCE = 1e-4  # of the largest output, in float32
+COMPARED_TOKENS = 2048  # on which what a site's name means is decided, or the pursuit's k
 
 
 @dataclass(frozen=True)
 class SAE:
-    """A sae-lens SAE: give `path` (a folder), `release` and `id` (the hub), or `object`.
+    """A sae-lens SAE or transcoder: give `path` (a folder), `release` and `id` (the hub), or `object`.
 
-    **Arguments:** `any_site`: accept an SAE that was trained at another site than the region's output; `name`: what
-    tables show, by default the folder's name or the id.
+    **Arguments:** `any_site`: accept an SAE that was trained at another site than the region's output, or under other
+    weight processing; `name`: what tables show, by default the folder's name or the id; `encoder`: its own, or matching
+    pursuit with its rows, `k` steps a token (by default as many features as its own encoder has on a token).
     """
 
     path: str = ""
@@ -50,30 +51,48 @@ class SAE:
     object: Any = field(default=None, repr=False)
     any_site: bool = False
     name: str = ""
+    encoder: Literal["own", "pursuit"] = "own"
+    k: int = 0
 
     def check(self, site: str, width: int, model_name: str) -> None:
         """Refuse what `fit` would refuse, before anything else is computed. **Raises:** as `fit`."""
-        check(self._load(), site, width, model_name, self._shown_name(), self.any_site)
+        check(self._load(), site, width, model_name, self._shown_name(), self.any_site, self.encoder == "pursuit")
 
-    def _shown_name(self) -> str:
-        return self.name or Path(self.path).name or self.id.strip("/").split("/")[-1] or "sae"
-
-    def fit(self, task: Any) -> DictionaryExplanation:
+    def fit(self, task: Any) -> DictionaryExplanation | TranscoderExplanation:
         """Load, check against the task, and measure its features on fit data.
 
-        **Raises:** `ExplanationError` if it cannot be loaded, is no linear dictionary, or does not fit the task.
+        **Raises:** `ExplanationError` if it cannot be loaded, does not decode linearly, or does not fit the task.
         """
-        name = self._shown_name()
+        name, pursuit = self._shown_name(), self.encoder == "pursuit"
         sae = self._load()
-        notes = check(sae, task.region.output, task.width, task.model.name, name, self.any_site)
-        outputs = task.fit.outputs
+        notes = check(sae, task.region.output, task.width, task.model.name, name, self.any_site, pursuit)
+        notes += check_weights(sae, task, name, self.any_site) + data_notes(sae, task)
+        reading, told = reading_of(sae, task, name)
+        values = task.fit.outputs if reading is None else reading(task.fit)
+        if values.shape[1] != sae.cfg.d_in:
+            raise ExplanationError(
+                f"{name}: the SAE reads {sae.cfg.d_in} numbers a token, {reading.site if reading else 'the site'} has "
+                f"{values.shape[1]}. It was probably trained on another model ({sae.cfg.metadata.model_name})."
+            )
         if sae.cfg.normalize_activations == "expected_average_only_in":
-            notes.append(fold_scale(sae, outputs))
-        atoms, bias = decoder_of(sae)
-        side = SIDE[sae.cfg.normalize_activations]
-        check_forward(sae, name, atoms, bias, outputs[:CHECKED_TOKENS])
-        signed = sae.cfg.architecture() == "abstopk"  # matching pursuit here is rectified
-        return fit_dictionary(name, atoms, bias, partial(encode, sae), outputs, signed, side, tuple(notes))
+            notes.append(fold_scale(sae, values))
+        if sae.cfg.architecture() != TEMPORAL:
+            check_forward(sae, name, values[:CHECKED_TOKENS])
+        found = explanation_of(sae, task, name, reading, self._steps(sae, values, name) if pursuit else 0)
+        return _with_notes(found, (*notes, *told))
+
+    def _steps(self, sae: sae_lens.SAE, values: np.ndarray, name: str) -> int:
+        if self.k:
+            return self.k
+        if sae.cfg.architecture() == TEMPORAL:
+            raise ExplanationError(f"{name}: say how many features a token has: encoder=pursuit,k=K")
+        return mean_active(sae, values[:: max(1, len(values) // COMPARED_TOKENS)])
+
+    def _shown_name(self) -> str:
+        if self.name:
+            return self.name
+        name = Path(self.path).name or self.id.strip("/").split("/")[-1] or "sae"
+        return name if self.encoder == "own" else f"{name}+pursuit" + (f" (k={self.k})" if self.k else "")
 
     def _load(self) -> sae_lens.SAE:
         given = [bool(self.path), bool(self.release or self.id), self.object is not None]
@@ -82,6 +101,8 @@ class SAE:
                 f"an SAE is given by path, or by release and id, or as an object; got path={self.path!r}, "
                 f"release={self.release!r}, id={self.id!r}, object={type(self.object).__name__}"
             )
+        if self.k < 0 or (self.k and self.encoder == "own"):
+            raise ExplanationError(f"k={self.k} with encoder={self.encoder}: k, at least 1, belongs to encoder=pursuit")
         if self.path:
             sae = load_folder(Path(self.path))
         elif self.release:
@@ -89,163 +110,86 @@ class SAE:
         else:
             sae = own_copy(self.object)
         if sae.cfg.reshape_activations == "hook_z":
-            sae.turn_off_forward_pass_hook_z_reshaping()  # the task's outputs have their heads flattened already
+            sae.turn_off_forward_pass_hook_z_reshaping()  # heads are flattened already where it reads
         return sae.eval()
 
 
-def load_folder(path: Path) -> sae_lens.SAE:
-    """Read an inference SAE from disk, float32 on the CPU. **Raises:** `ExplanationError` if it is not one."""
-    missing = [name for name in FILES if not (path / name).is_file()]
-    if missing:
-        found = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else "no such folder"
-        raise ExplanationError(
-            f"{path} is not a sae-lens SAE: {' and '.join(missing)} missing (found: {found}). Expected the folder that "
-            f"`save_model` or `save_inference_model` writes, with {FILES[0]} and {FILES[1]}."
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # how to load the model; ours is loaded
-            return sae_lens.SAE.load_from_disk(path, device="cpu", dtype="float32")
-    except Exception as error:  # sae-lens and safetensors raise many types, all about these two files
-        raise ExplanationError(
-            f"sae-lens {sae_lens.__version__} cannot read {path}: {type(error).__name__}: {error}. The files are "
-            "damaged, or were written by a training class or another version; save again with `save_inference_model`."
-        ) from error
-
-
-def load_hub(release: str, identifier: str) -> sae_lens.SAE:
-    """Download an SAE with sae-lens. **Raises:** `ExplanationError` with near names, or what to put where."""
-    directory = get_pretrained_saes_directory()
-    if release not in directory and "/" not in release:
-        near = did_you_mean(release, directory)
-        raise ExplanationError(f"sae-lens {sae_lens.__version__} lists no release {release!r}.{near}")
-    if release in directory and identifier not in directory[release].saes_map:
-        near = did_you_mean(identifier, directory[release].saes_map)
-        raise ExplanationError(f"release {release!r} has no SAE {identifier!r}.{near}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return sae_lens.SAE.from_pretrained(release, identifier, device="cpu", dtype="float32")
-    except Exception as error:  # the hub's client raises many types
-        raise ExplanationError(
-            f"{release}/{identifier} could not be fetched from the Hugging Face hub ({type(error).__name__}: {error}). "
-            "Without a connection: download it elsewhere, `SAE.from_pretrained(...).save_model(folder)`, copy the "
-            f"folder ({FILES[0]}, {FILES[1]}) here and give it as path."
-        ) from error
-
-
-def own_copy(given: Any) -> sae_lens.SAE:
-    """An independent inference copy of an SAE or a training SAE, by way of its own files."""
-    if not isinstance(given, sae_lens.SAE):
-        raise ExplanationError(f"object is a {type(given).__name__}; expected a sae_lens.SAE or sae_lens.TrainingSAE")
-    with tempfile.TemporaryDirectory() as folder:
-        if isinstance(given, sae_lens.TrainingSAE):
-            given.save_inference_model(folder)
-        else:
-            given.save_model(folder)
-        return load_folder(Path(folder))
-
-
-def canonical_site(name: str) -> str:
-    """One name for sites that carry the same activation: after block l is before block l + 1, in either naming."""
-    if match := re.fullmatch(
-        r"(?:model\.layers|gpt_neox\.layers|transformer\.h|model\.language_model\.layers)\.(\d+)", name
-    ):
-        return f"blocks.{int(match[1]) + 1}.hook_resid_pre"
-    if match := re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", name):
-        return f"blocks.{int(match[1]) + 1}.hook_resid_pre"
-    return name
-
-
-def check(sae: sae_lens.SAE, site: str, width: int, model_name: str, name: str, any_site: bool) -> list[str]:
-    """Refuse an SAE that does not fit the region's output, before any long work. Returns notes for the score."""
-    config, metadata = sae.cfg, sae.cfg.metadata
-    architecture = config.architecture()
-    if architecture not in LINEAR:
-        raise ExplanationError(
-            f"{name}: architecture {architecture!r} is no linear dictionary of what it reads. Supported: "
-            f"{', '.join(LINEAR)}; batchtopk and matryoshka as saved, which is jumprelu. Transcoders read elsewhere "
-            "than they write: use the decomposition 'transcoder'."
-        )
-    if config.normalize_activations not in SIDE:
-        raise ExplanationError(
-            f"{name}: normalize_activations={config.normalize_activations!r} is applied outside the SAE; fold it into "
-            f"the weights first (sae-lens does so at the end of training). Supported: {', '.join(SIDE)}."
-        )
-    for tensor, value in sae.state_dict().items():
-        if bad := int((~torch.isfinite(value)).sum()):
-            raise ExplanationError(f"{name}: {bad} of {value.numel()} entries of {tensor} are NaN or infinite")
-    if config.d_in != width:
-        heads = " Its heads have to be flattened for this one." if config.reshape_activations == "hook_z" else ""
-        raise ExplanationError(
-            f"{name}: the SAE reads {config.d_in} numbers a token, the region's output {site} has "
-            f"{width}. It was probably trained on another model or site ({metadata.model_name}, "
-            f"{metadata.hook_name}).{heads}"
-        )
-    return _check_origin(metadata, site, model_name, name, any_site)
-
-
-def _check_origin(metadata: Any, output: str, model_name: str, name: str, any_site: bool) -> list[str]:
+def reading_of(sae: sae_lens.SAE, task: Any, name: str) -> tuple[Reading | None, list[str]]:
+    """What the SAE's encoder reads, None for the region's output; of the meanings that a site's name has had, that
+    under which it predicts best. Returns notes too."""
+    metadata, inner = sae.cfg.metadata, inner_site(sae)
+    if not is_transcoder(sae):
+        if inner is None:
+            return None, []
+        return candidates(task, task.region.output.rsplit(".", 1)[0] + f".{inner}", name)[0], []
     site, notes = metadata.hook_name, []
-    if metadata.hook_head_index is not None:
-        raise ExplanationError(
-            f"{name}: trained on head {metadata.hook_head_index} alone of {site}; a region has all heads"
-        )
     if site is None:
-        notes.append(f"{name} does not say at which site it was trained; {output} is taken on trust")
-    elif canonical_site(site) != canonical_site(output):
-        message = f"{name}: trained at {site}, the region's output is {output}"
-        if not any_site:
-            layer = "upstream of " if "resid" in site else "that ends at "
-            raise ExplanationError(f"{message}. Take the region {layer}{site}, or any_site=True to score it here.")
-        notes.append(message)
-    if metadata.model_name and metadata.model_name != model_name:
-        notes.append(f"{name}: its metadata name the model {metadata.model_name!r}, the task's is {model_name!r}")
-    return notes
+        site = task.region.input
+        notes.append(f"does not say what it reads; the region's input, {site}, is taken on trust")
+    found = candidates(task, site, name)
+    if len(found) == 1:
+        return found[0], notes
+    errors = [_error(sae, task, reading) for reading in found]
+    best = found[int(np.argmin(errors))]
+    if max(errors) > 1.01 * min(errors):
+        notes.append(f"reads {site}: taken as {best.described}, under which it predicts best")
+    return best, notes
 
 
-def fold_scale(sae: sae_lens.SAE, outputs: np.ndarray) -> str:
-    """Fold in the scale sqrt(d) / mean norm that training used and did not store, measured on fit data as sae-lens
-    measures it. Returns the note that says so."""
-    factor = float(np.sqrt(sae.cfg.d_in) / np.linalg.norm(outputs, axis=1).mean())
-    sae.fold_activation_norm_scaling_factor(factor)
-    return f"expected_average_only_in without a stored factor: {factor:.6g} measured on fit data and folded in"
+def _error(sae: sae_lens.SAE, task: Any, reading: Reading) -> float:
+    """Sum of squares of what a transcoder leaves, with its own encoder, on the first sequences of fit data."""
+    inputs = task.fit.inputs
+    sequences = max(1, COMPARED_TOKENS // inputs.tokens.shape[1])
+    values = None if inputs.values is None else inputs.values[:sequences]
+    some = replace(inputs, tokens=inputs.tokens[:sequences], scored=inputs.scored[:sequences], values=values)
+    x = reading(replace(task.fit, inputs=some))
+    if x.shape[1] != sae.cfg.d_in:
+        return 0.0  # refused by its width, which the caller names
+    (atoms, bias), skip = decoder_of(sae), skip_of(sae)
+    prediction = encode(sae, x) @ atoms + bias + (0.0 if skip is None else x @ skip)
+    return float(np.square(task.fit.outputs[: len(x)] - prediction, dtype=np.float64).sum())
 
 
-def decoder_of(sae: sae_lens.SAE) -> tuple[np.ndarray, np.ndarray]:
-    """Effective rows [F, d] and bias [d] of `decode`, before any per-token normalisation is undone; float32."""
-    atoms = sae.W_dec.detach()
-    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
-        atoms = atoms / atoms.norm(dim=-1, keepdim=True)
-    bias = sae.b_dec.detach()
-    if sae.cfg.architecture() == "matching_pursuit" and not sae.cfg.apply_b_dec_to_input:
-        bias = torch.zeros_like(bias)
-    return atoms.numpy().astype(np.float32), bias.numpy().astype(np.float32)
+def explanation_of(
+    sae: sae_lens.SAE, task: Any, name: str, reading: Reading | None, steps: int
+) -> DictionaryExplanation | TranscoderExplanation:
+    """The sender's side of a checked SAE; `steps` of matching pursuit, or 0 for its own encoder."""
+    (atoms, bias), side, inner = decoder_of(sae), side_of(sae), inner_site(sae)
+    signed = sae.cfg.architecture() == "abstopk"  # all others, matching pursuit among them, are rectified
+    if inner is not None:
+        matrix, shift = through(task, inner, side, name)
+        atoms, bias = atoms @ matrix, bias @ matrix + shift
+    skip = None if reading is None else _skip_path(sae, task, name, reading)
+    if skip is not None and reading is not None and reading.shift is not None:
+        bias = bias + reading.shift @ skip_of(sae)
+    if steps:
+        encoder = partial(encode_by_pursuit, atoms, bias, NO_SIDE if inner else side, steps, signed)
+        reads = None if skip is None else Remainder(skip.matrix)
+    else:
+        encoder, reads = partial(encode, sae), reading
+    values = task.fit.outputs if reads is None else reads(task.fit)
+    dictionary = fit_dictionary(name, atoms, bias, encoder, values, signed, side)
+    return dictionary if reads is None else TranscoderExplanation(dictionary, reads, skip)
 
 
-@torch.no_grad()
-def encode(sae: sae_lens.SAE, outputs: np.ndarray) -> scipy.sparse.csr_array:
-    """sae-lens's own encoding, sparse float32 [n, F], a bounded number of dense activations at a time."""
-    size = max(1, CHUNK_ELEMENTS // sae.cfg.d_sae)
-    found = []
-    for start in range(0, len(outputs), size):
-        codes = sae.encode(torch.from_numpy(np.ascontiguousarray(outputs[start : start + size], np.float32)))
-        found.append(scipy.sparse.csr_array((codes.to_dense() if codes.is_sparse else codes).numpy()))
-    return scipy.sparse.vstack(found, format="csr") if found else scipy.sparse.csr_array((0, sae.cfg.d_sae))
-
-
-@torch.no_grad()
-def check_forward(sae: sae_lens.SAE, name: str, atoms: np.ndarray, bias: np.ndarray, outputs: np.ndarray) -> None:
-    """Our decoding of the exact activations must be sae-lens's own. **Raises:** `ExplanationError` if it is not."""
-    expected = sae(torch.from_numpy(np.ascontiguousarray(outputs, np.float32))).numpy()
-    ours = encode(sae, outputs) @ atoms + bias
-    side = SIDE[sae.cfg.normalize_activations]
-    if side != NO_SIDE:
-        scale, mean = token_side(outputs, side)
-        ours = ours * scale[:, None] + mean[:, None]
-    difference = float(np.abs(ours - expected).max(initial=0.0))
-    if not difference <= TOLERANCE * max(float(np.abs(expected).max(initial=0.0)), 1e-6):
+def _skip_path(sae: sae_lens.SAE, task: Any, name: str, reading: Reading) -> SkipPath | None:
+    """The skip path as a map of the region's inputs. **Raises:** `ExplanationError` where it reads something else."""
+    matrix = skip_of(sae)
+    if matrix is None:
+        return None
+    if not reading.inputs:
         raise ExplanationError(
-            f"{name}: decoding differs from sae-lens {sae_lens.__version__}'s own by {difference:.3g} on "
-            f"{len(outputs)} tokens: this version of sae-lens decodes in a way that is not supported here"
+            f"{name}: its skip path multiplies {reading.site}, of which the receiver has no copy: what enters the "
+            f"region {task.region.name!r} is {task.region.input}, from which it cannot be had. Only a transcoder "
+            "without a skip path can be scored when it reads there."
         )
+    scaled = matrix if reading.scale is None else reading.scale[:, None] * matrix
+    return SkipPath.of(scaled, task.fit.inputs.scored_values())
+
+
+def _with_notes(
+    found: DictionaryExplanation | TranscoderExplanation, notes: tuple[str, ...]
+) -> DictionaryExplanation | TranscoderExplanation:
+    if isinstance(found, DictionaryExplanation):
+        return replace(found, notes=notes)
+    return replace(found, dictionary=replace(found.dictionary, notes=notes))

@@ -122,7 +122,7 @@ class SurpriseAccounting:
         conduct.finish()
         scored = [finish() for finish in found]
         curve = tuple(sorted({point for s, index in solved for point in _curve(s, scored[index].score.rate)}))
-        notes = self.bench.evaluator.notes
+        notes = (*getattr(explanation, "notes", ()), *self.bench.evaluator.notes)
         return [replace(f, score=replace(f.score, curve=curve, notes=(*f.score.notes, *notes))) for f in scored]
 
     def verify(self, card: Scorecard, sent: Mapping[str, tuple[bytes, Streams]]) -> list[Finding]:

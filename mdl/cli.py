@@ -67,6 +67,7 @@ class Request:
     """What `mdl compare` was asked for. None means the default of `mdl.score.compare`."""
 
     model: str | None
+    process: tuple[str, ...]
     region: str | None
     phenomenon: tuple[str, ...]
     fidelity: tuple[float, ...]
@@ -90,6 +91,12 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _COUNT = click.IntRange(min=1)
 _OPTIONS = (
     click.option("--model", metavar="DIR|NAME", help="Checkpoint folder or hub name. [default: the embedded model]"),
+    click.option(
+        "--process",
+        type=click.Choice(["center_writing_weights", "fold_layer_norm", "center_unembed", "fold_value_biases"]),
+        multiple=True,
+        help="Load the model so, as an SAE's configuration asks. Repeatable. [default: weights as they are]",
+    ),
     click.option("--region", metavar="TEXT", help='E.g. "upstream of blocks.2.hook_resid_pre", blocks.1.mlp, model.'),
     click.option(
         "--phenomenon",
@@ -257,6 +264,7 @@ def _call(request: Request, explanations: list[str] | None, progress: ProgressCa
 
     return run_comparison(
         model=request.model,
+        process=request.process,
         region=request.region,
         phenomena=list(request.phenomenon) or None,
         fidelities=list(request.fidelity) or None,

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from mdl import plugins
 from mdl.data import Dataset, Sizes, embedded_text, from_dataset, from_text, from_tokens
-from mdl.errors import DataError, ExplanationError, TaskError
+from mdl.errors import DataError, ExplanationError, TaskError, did_you_mean
 from mdl.ledger import Score, Scorecard
-from mdl.models import Model, TorchModel, load_model
+from mdl.models import Model, TorchModel
+from mdl.models.load import PROCESSING, load_processed
 from mdl.protocols import Decomposition, Explanation
 from mdl.seal import check_seal, seal
 from mdl.task import ACTIVATIONS, BEHAVIOUR, DEFAULT_FIDELITIES, Task, build_task, parse_region
@@ -39,9 +40,9 @@ def _silent(description: str, completed: int, total: int) -> None:
     """Progress that nobody watches."""
 
 
-def embedded_model() -> Model:
+def embedded_model(process: Sequence[str] = ()) -> Model:
     """The small language model of Python's standard library that ships with the package."""
-    model = load_model(EMBEDDED / EMBEDDED_NAME)
+    model = load_processed(EMBEDDED / EMBEDDED_NAME, process)
     assert isinstance(model, Model)
     return model
 
@@ -175,6 +176,7 @@ def compare(
     model: str | Path | object | None = None,
     region: str | None = None,
     *,
+    process: Sequence[str] = (),
     explanations: Sequence[str | Decomposition] | None = None,
     phenomena: Sequence[str] | None = None,
     fidelities: Sequence[float] | None = None,
@@ -194,14 +196,15 @@ def compare(
     """Compare explanations of a region of a model, on some text, in bits.
 
     All defaults: the embedded model, its middle residual stream, its SAEs, every yardstick. `model`: what `load_model`
-    takes or gives; a torch module without an adapter needs a region, "upstream of SUBMODULE". Explanations are given as
+    takes or gives; a torch module without an adapter needs a region, "upstream of SUBMODULE". `process`: weight
+    processing that it is loaded with, switches of `load_model`. Explanations are given as
     "NAME:key=value" or as objects; "nothing", the yardstick of all, is always among them. `training_tokens`: what
     the model was trained on, one more N at which totals are shown. `out` gets scorecard.json and messages/, each file
     written whole or not at all.
 
     **Raises:** `MDLError` of the kind that fits, before any long work where that can be known.
     """
-    loaded = _loaded(model)
+    loaded = _loaded(model, process)
     horizon = DEFAULT_HORIZON if horizon is None else horizon
     region = region or (EMBEDDED_REGION if model is None else _middle(loaded))
     decompositions = _decompositions(explanations, loaded, region)
@@ -212,7 +215,8 @@ def compare(
     source = partial(load_data, loaded, text=text, tokens=tokens, dataset=dataset, context=context, seed=seed)
     data = source(sequences=sequences, fit_sequences=fit_sequences)
     task = build_task(loaded, region, data, progress or _silent)
-    task = replace(task, description={**task.description, "model_source": _source(model)})
+    processed = {"model_processing": sorted(process)} if process else {}
+    task = replace(task, description={**task.description, "model_source": _source(model), **processed})
     training_tokens = EMBEDDED_TRAINING_TOKENS if model is None else training_tokens
     if training_tokens is not None:
         task = replace(task, description={**task.description, "training_tokens": float(training_tokens)})
@@ -292,10 +296,15 @@ def _source(model: str | Path | object | None) -> str:
     return str(Path(model).resolve()) if Path(model).exists() else str(model)
 
 
-def _loaded(model: str | Path | object | None) -> Model | TorchModel:
+def _loaded(model: str | Path | object | None, process: Sequence[str]) -> Model | TorchModel:
+    for step in process:
+        if step not in PROCESSING:
+            raise TaskError(f"no weight processing {step!r}.{did_you_mean(step, PROCESSING)} There is {PROCESSING}.")
     if isinstance(model, Model | TorchModel):
+        if process:
+            raise TaskError(f"process={list(process)} for a model that is loaded already: give load_model the switches")
         return model
-    return embedded_model() if model is None else load_model(model)
+    return embedded_model(process) if model is None else load_processed(model, process)
 
 
 def _middle(model: Model | TorchModel) -> str:

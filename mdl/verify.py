@@ -11,7 +11,8 @@ from mdl import plugins
 from mdl.data import Dataset
 from mdl.errors import DataError, MDLError, MessageError, TaskError
 from mdl.ledger import Score, Scorecard, read_scorecard
-from mdl.models import Model, TorchModel, load_model
+from mdl.models import Model, TorchModel
+from mdl.models.load import load_processed
 from mdl.receiver import Streams
 from mdl.score import DATA_FILE, EMBEDDED_SOURCE, ESTIMATOR, SCORECARD_FILE, embedded_model, stream_file
 from mdl.task import Task, build_task
@@ -70,7 +71,8 @@ def _model(card: Scorecard, given: str | Path | object | None) -> Model | TorchM
         raise TaskError("this run was made from a model object: say where the model is with --model")
     if isinstance(source, Model | TorchModel):
         return source
-    return embedded_model() if source == EMBEDDED_SOURCE else load_model(source)
+    process = card.task.get("model_processing", [])
+    return embedded_model(process) if source == EMBEDDED_SOURCE else load_processed(source, process)
 
 
 def _task(card: Scorecard, model: Model | TorchModel, data: Dataset, progress: Progress) -> Task:

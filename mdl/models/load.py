@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mdl.models.torch_path import TorchModel
 from mdl.models.transformer import Params
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+PROCESSING = ("fold_layer_norm", "center_writing_weights", "center_unembed", "fold_value_biases")  # in this order
 _ADAPTERS = (gpt2, gpt_neox, llama, gemma)
 
 
@@ -77,7 +78,7 @@ def _processed(
     config: TransformerConfig, params: Params, steps: Mapping[str, bool]
 ) -> tuple[TransformerConfig, Params]:
     """The chosen steps, in TransformerLens's order."""
-    for name in ("fold_layer_norm", "center_writing_weights", "center_unembed", "fold_value_biases"):
+    for name in PROCESSING:
         if steps[name]:
             config, params = getattr(weights, name)(config, params)
     if steps["fold_value_biases"] and steps["center_writing_weights"]:
@@ -125,3 +126,9 @@ def load_model(
     config, params = _processed(config, params, steps)
     params = jax.tree.map(lambda w: jnp.asarray(w, dtype), params)
     return Model(config, params, name, fingerprint_of(config, params), tokenizer)
+
+
+def load_processed(source: str | Path | object, process: Sequence[str]) -> Model | TorchModel:
+    """`load_model` with the switches named in `process`, each one of PROCESSING. **Raises:** as `load_model`."""
+    steps: dict[str, Any] = dict.fromkeys(process, True)
+    return load_model(source, **steps)

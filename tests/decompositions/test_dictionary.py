@@ -23,8 +23,7 @@ from decompositions.dictionary import (
 from decompositions.random_dictionary import (
     RandomDictionary,
     RandomDictionaryDecoder,
-    matching_pursuit,
-    pursue,
+    encode,
     random_directions,
 )
 from mdl.codes.bitstream import BitReader, BitWriter
@@ -260,28 +259,6 @@ def test_random_directions_are_a_function_of_the_seed():
     np.testing.assert_allclose(rows[0], GOLDEN_ROW, rtol=1e-6)
 
 
-def test_matching_pursuit_against_a_plain_loop():
-    rng = np.random.default_rng(2)
-    atoms, outputs = random_directions(1, 20, WIDTH), rng.normal(size=(7, WIDTH)).astype(np.float32)
-    chosen, coefficients = (np.asarray(a) for a in matching_pursuit(outputs, atoms, 5))
-    for token, residual in enumerate(outputs.astype(np.float64)):
-        for step in range(5):
-            overlap = atoms @ residual
-            best = int(np.argmax(np.abs(overlap)))
-            assert chosen[token, step] == best
-            assert coefficients[token, step] == pytest.approx(overlap[best], rel=1e-4, abs=1e-5)
-            residual = residual - overlap[best] * atoms[best]
-
-
-def test_pursuit_is_the_same_in_any_number_of_chunks():
-    rng = np.random.default_rng(3)
-    atoms, outputs = random_directions(1, 20, WIDTH), rng.normal(size=(1030, WIDTH)).astype(np.float32)
-    bias = np.zeros(WIDTH, np.float32)
-    whole = pursue(atoms, bias, 3, outputs).toarray()
-    np.testing.assert_allclose(pursue(atoms, bias, 3, outputs[1000:]).toarray(), whole[1000:], atol=1e-5)
-    assert pursue(atoms, bias, 3, outputs[:0]).shape == (0, 20)
-
-
 def test_random_dictionary_sends_the_seed_instead_of_atoms():
     rng = np.random.default_rng(4)
     outputs = rng.normal(size=(300, 16)).astype(np.float32) + 1.0
@@ -294,7 +271,7 @@ def test_random_dictionary_sends_the_seed_instead_of_atoms():
     decoder, bits = receive(explanation, chosen, RandomDictionaryDecoder)
     state = explanation.encode(decoder, task.fit, chosen)
     predicted = decoder.predict(task.fit.inputs, state)
-    exact = pursue(random_directions(0, 64, 16), outputs.mean(0), 6, outputs) @ random_directions(0, 64, 16)
+    exact = encode(random_directions(0, 64, 16), outputs.mean(0), 6, outputs) @ random_directions(0, 64, 16)
     np.testing.assert_allclose(predicted, exact + outputs.mean(0), atol=5e-3)
     # a part costs the number of its row and its scale, not its d entries
     assert bits < 64 * (np.log2(64) + 12) + 16 * 30

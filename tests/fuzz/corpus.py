@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import numpy as np
 import scipy.sparse
 
@@ -9,6 +11,7 @@ from decompositions.baselines import AffineExplanation, ConstantExplanation, Tab
 from decompositions.clusters import ClustersExplanation
 from decompositions.dictionary import NO_SIDE, SCALE_AND_MEAN, DictionaryExplanation, fit_dictionary
 from decompositions.random_dictionary import RandomDictionaryExplanation, random_directions
+from decompositions.transcoder import SkipPath, TranscoderExplanation
 from mdl.message import QuantisedArray, Section
 from mdl.protocols import Settings
 from mdl.static_rows import metric_rows, predict_columns
@@ -55,6 +58,9 @@ def explanations(horizon: float) -> list[Section]:
         dictionary(atoms, NO_SIDE, signed=False),
         dictionary(atoms, SCALE_AND_MEAN, signed=True),
         RandomDictionaryExplanation(dictionary(atoms, NO_SIDE, signed=True), 7),
+        TranscoderExplanation(
+            dictionary(atoms, NO_SIDE, signed=False), attrgetter("outputs"), SkipPath.of(np.eye(WIDTH), outputs())
+        ),
     ]
     sections = [sender.section(chosen) for sender in senders]
     return [components(horizon), *sections, table_program(sections[1]), dictionary_program(sections[4])]

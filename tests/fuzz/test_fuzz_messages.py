@@ -145,6 +145,7 @@ def test_decoders_refuse_arrays_that_do_not_fit(section: Section) -> None:
         ("dictionary", "header", 1, np.array([[0, 2, BIG, 0]]), r"flags has values from 0 to 1000000000"),
         ("dictionary", "parts", 1, np.full((10, 1), 505), "value steps has values from 505"),
         ("dictionary", "parts", 2, np.full((10, 1), 16), "value classes has values from 16"),
+        ("skip-dictionary", "header", 2, np.zeros((4, 3)), "for outputs of 4"),
         ("random-dictionary", "header", 2, np.array([[0, 1 << 40]]), "a receiver draws"),
         ("random-dictionary", "header", 2, np.array([[-1, 10]]), "seed and size has values from -1"),
         ("random-dictionary", "parts", 0, np.zeros((10, 1)), "names a row twice"),
