@@ -58,8 +58,7 @@ def test_the_receiver_adds_what_both_decode_to(fitted: SumExplanation, tiny_task
     expected = table + predicted(decoder_of(second), sample.inputs, alone)
     assert np.array_equal(predicted(decoder, sample.inputs, state), expected)
     uses = [
-        decoder_of(s).touched(sample.inputs, x)
-        for s, x in ((second, alone), (first, NoState(sample.inputs.n_tokens)))
+        decoder_of(s).touched(sample.inputs, x) for s, x in ((second, alone), (first, NoState(sample.inputs.n_tokens)))
     ]
     expected_uses = [u.toarray() for u in uses if u is not None]
     touched = decoder.touched(sample.inputs, state)
