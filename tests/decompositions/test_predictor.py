@@ -1,4 +1,4 @@
-"""Prediction from the previous position's reconstruction: the loop, the receiver's recurrence, an exactly known source."""
+"""Prediction from the previous position's reconstruction: the loop, the recurrence, an exactly known source."""
 
 from __future__ import annotations
 
