@@ -162,6 +162,7 @@ def explanation_of(
     skip = None if reading is None else _skip_path(sae, task, name, reading)
     if skip is not None and reading is not None and reading.shift is not None:
         bias = bias + reading.shift @ skip_of(sae)
+    reads: Reading | Remainder | None
     if steps:
         encoder = partial(encode_by_pursuit, atoms, bias, NO_SIDE if inner else side, steps, signed)
         reads = None if skip is None else Remainder(skip.matrix)
