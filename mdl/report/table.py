@@ -24,6 +24,7 @@ from mdl.report.envelope import (
     winners,
 )
 from mdl.report.figures import count, human, interval_text, percent, with_error
+from mdl.report.published import published_table
 
 MARKS = {"coded": "●", "codelength": "○", "estimate": "~"}
 _MEANING = {
@@ -38,7 +39,9 @@ BESIDE = {
     "ce_recovered": ("CE\nrecov.", percent),
     "kl_recovered": ("KL\nrecov.", percent),
     "flops_ratio": ("FLOPs\nratio", human),
+    "compute_recovered": ("training\ncompute", percent),
 }
+PUBLISHED_TITLE = "what others' formulas say (~ estimates, never added up), bits a token"
 _UNBOUNDED = 10_000  # columns: wide enough to measure what a table would take
 
 
@@ -61,6 +64,11 @@ def print_scorecard(scorecard: Scorecard, console: Console) -> None:
                 console.print()
                 console.print(Text(f"shorter than that by, with precisions chosen for each N, not for {n}:", "italic"))
                 console.print(envelope)
+            published = published_table(ranked(scorecard, setting))
+            if published is not None:
+                console.print()
+                console.print(Text(f"{PUBLISHED_TITLE}, {setting_text(setting)}:", "italic"))
+                console.print(published)
     console.print()
     console.print(_legend(scorecard))
 
@@ -219,5 +227,10 @@ def _legend(scorecard: Scorecard) -> Text:
         f"static: the whole message, paid on first use; ±: standard error by document; [a–b]: 95 % interval, "
         f"N from 1 to {count(LARGEST_TOKENS)}"
     )
+    if any("compute_recovered" in s.beside for s in scorecard.scores):
+        lines.append(
+            "training compute: the share of the model's at which its loss was that of the explained model (without the "
+            "residual coder)"
+        )
     notes = dict.fromkeys(f"{s.explanation}: {note}" for s in scorecard.scores for note in s.notes)
     return Text("\n".join([*lines, *notes]), style="dim")
