@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from scipy.optimize import isotonic_regression, least_squares
@@ -23,6 +23,7 @@ from mdl.training import LAW
 from mdl.units import bits_to_nats
 
 
+@runtime_checkable
 class TrainingLoss(Protocol):
     """Loss against compute, of which the model is the end."""
 
@@ -67,7 +68,7 @@ class ScalingLaw:
 
     def loss(self, compute: float | np.ndarray) -> np.ndarray:
         """Nats a token at some compute."""
-        return self.irreducible_nats + self.coefficient * np.asarray(compute, float) ** -self.exponent
+        return np.asarray(self.irreducible_nats + self.coefficient * np.asarray(compute, float) ** -self.exponent)
 
     def fraction(self, gap_nats: float) -> float:
         """(1 + gap / (L(C) - E))^(-1/alpha); above 1 for a gap below 0, infinite where the loss is below E."""
@@ -106,7 +107,7 @@ def training_loss(record: Mapping[str, Any]) -> TrainingLoss:
     if record["kind"] == LAW:
         return ScalingLaw(*(record[k] for k in ("irreducible_nats", "coefficient", "exponent", "flops")))
     compute, loss = np.array(record["compute"]), np.array(record["loss_nats"])
-    return MeasuredCurve.of(compute, loss, record["untrained_nats"], record["final"])
+    return MeasuredCurve.of(compute, loss, record["untrained_nats"], float(record["final"]))
 
 
 def compute_recovered(law: TrainingLoss, loss_increase_bits: float) -> float:

@@ -94,7 +94,7 @@ def _saebench(
     found = {}
     for name, mends in (("SAEBench mdl", Mends()), ("SAEBench mdl, mended", Mends.all())):
         best = saebench.pick_minimum(saebench.saebench_sweep(codes, dictionary, outputs, mends))
-        what = "MSE" if mends.mean_square_error else "sqrt(MSE)/d"
+        what = "MSE/variance" if mends.relative_error else "sqrt(MSE)/d"
         code = f"sum H(on) + p H(bin), {best.bins} bins, {what} = {best.error:.2g}"
         found[name] = Published(best.bits, code, saebench.SOURCE)
     return found

@@ -19,22 +19,22 @@ VALUE_BITS = 7  # B of the paper's GPT-2 figures
 SOURCE = "Ayonrinde et al. 2024, arXiv 2410.11179"
 
 
-def upper_bound_bits(l0: float, width: float, value_bits: float = VALUE_BITS) -> float:
+def upper_bound_bits(l0: float | int, width: int, value_bits: float | int = VALUE_BITS) -> float:
     """L0 (B + log2 D): every active feature is named by itself; 1,405 bits for 65 of 25,000 at 7 bits a value."""
     return float(l0 * (value_bits + np.log2(width)))
 
 
-def unordered_bound_bits(l0: float, width: float, value_bits: float = VALUE_BITS) -> float:
+def unordered_bound_bits(l0: float | int, width: int, value_bits: float | int = VALUE_BITS) -> float:
     """L0 B + log2 C(D, L0): the same, but for the order of the features, which nobody asked for; 1,102 for 1,405."""
     return float(l0 * value_bits + enumerative_bits(width, l0))
 
 
-def dense_bound_bits(width: float, value_bits: float = VALUE_BITS) -> float:
+def dense_bound_bits(width: int, value_bits: float | int = VALUE_BITS) -> float:
     """d B: all neurons as they are; 5,376 bits for 768 neurons at 7 bits."""
     return float(width * value_bits)
 
 
-def one_hot_bound_bits(symbols: float, alphabet: float) -> float:
+def one_hot_bound_bits(symbols: int, alphabet: int) -> float:
     """n log2 V: n symbols out of V that are named; 13,993 bits for 896 of 50,257."""
     return float(symbols * np.log2(alphabet))
 

@@ -10,7 +10,8 @@ error is below 0.2 the shortest counts. What it does besides, each a switch of `
    error halves as bins double, for it measures that and nothing else.
 3. `entropy_given_on`: the entropy of values is that over all tokens, zeros included, and is then weighed by p_i.
 4. `top_k_in_length`: k is applied when the error is looked at, and not when the length is.
-5. `mean_square_error`: what is called mse_loss, and compared with the threshold, is sqrt(MSE) / d.
+5. `relative_error`: what is called mse_loss, and compared with the threshold, is sqrt(MSE) / d, which depends on the
+   unit and the width; mended, it is the share of the variance that is left.
 6. `any_sign_fires`: a feature is on where a_i > 0, and bins begin at 0: of PCA and AbsTopK codes half is left out.
 7. `outside_counts`: bins come from other batches than the length; values above them drop out of the histogram.
 
@@ -43,7 +44,7 @@ class Mends:
     zero_stays_zero: bool = False
     entropy_given_on: bool = False
     top_k_in_length: bool = False
-    mean_square_error: bool = False
+    relative_error: bool = False
     any_sign_fires: bool = False
     outside_counts: bool = False
 
@@ -179,7 +180,7 @@ def _entropy_with_zeros(
 def quantisation_error(
     codes: scipy.sparse.csr_array, dictionary: Dictionary, outputs: np.ndarray, edges: Edges, mends: Mends
 ) -> float:
-    """What it calls mse_loss, sqrt(MSE) / d; mended: the MSE, square units of the outputs, a dimension."""
+    """What it calls mse_loss, sqrt(MSE) / d; mended: the mean square error over the outputs' variance."""
     features = features_of(codes)
     middles = edges.middles(codes.data.astype(np.float64), features)
     base = np.asarray(dictionary.bias, np.float64)
@@ -189,7 +190,9 @@ def quantisation_error(
     quantised = scipy.sparse.csr_array((middles, codes.indices, codes.indptr), shape=codes.shape)
     left = outputs - (quantised @ dictionary.rows.astype(np.float64) + base)
     square = float(np.mean(np.square(left)))
-    return square if mends.mean_square_error else float(np.sqrt(square)) / outputs.shape[1]
+    if mends.relative_error:
+        return square / float(np.square(outputs - outputs.mean(0)).mean())
+    return float(np.sqrt(square)) / outputs.shape[1]
 
 
 def top_k(codes: scipy.sparse.csr_array, k: int) -> scipy.sparse.csr_array:

@@ -19,7 +19,7 @@ def published_table(scores: Sequence[Score]) -> Table | None:
     names = list(dict.fromkeys(name for s in scores for name in s.published))
     if not names:
         return None
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", overflow="fold", min_width=12)
     for name in (*(f"our {column}" for column in OURS), *names):
         table.add_column(Text(_header(name)), justify="right", no_wrap=True)
@@ -37,4 +37,4 @@ def _cell(score: Score, name: str) -> str:
 
 def _header(name: str) -> str:
     """A word a line."""
-    return name.replace(", ", " ").replace(" ", "\n")
+    return name.replace(", ", " ").replace(" ", "\n").replace("block-", "block-\n")
