@@ -77,13 +77,22 @@ class DictionaryDecoder:
 
     def predict(self, inputs: Inputs, state: State) -> np.ndarray:
         """The region's outputs at the scored positions, float32 [n, d]."""
-        symbols = support_of(state).matrix().astype(np.float32)
-        values = symbols.multiply(self.value_steps[None, :]).tocsr().astype(np.float32)
-        output = np.asarray(values @ self.atoms, np.float32) + self.bias
+        output = np.asarray(self._values(state) @ self.atoms, np.float32) + self.bias
         if not isinstance(state, JoinedState):
             return output
         scale, mean = self.side_values(_side_symbols(state))
         return output * scale[:, None] + mean[:, None]
+
+    def _values(self, state: State) -> scipy.sparse.csr_array:
+        symbols = support_of(state).matrix().astype(np.float32)
+        return symbols.multiply(self.value_steps[None, :]).tocsr().astype(np.float32)
+
+    def terms(self, state: State) -> tuple[scipy.sparse.csr_array, np.ndarray]:
+        """Coefficients [n, F], times the token's scale where it has one, and atoms [F, d]."""
+        values = self._values(state)
+        if isinstance(state, JoinedState):
+            values = values.multiply(self.side_values(_side_symbols(state))[0][:, None]).tocsr()
+        return values, self.atoms
 
     def side_values(self, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scale and mean of each token, float32 [n], from side symbols [n, 1 or 2]."""

@@ -22,7 +22,7 @@ from mdl.errors import ExplanationError, MessageError
 from mdl.message import QuantisedArray, Section
 from mdl.protocols import Inputs, Sample, Settings
 from mdl.state import DenseState, State
-from mdl.static_rows import Coupling, metric_rows
+from mdl.static_rows import metric_rows
 from mdl.task import Task
 from mdl.transform_coding import (
     SHIFT_UNITS,
@@ -175,7 +175,7 @@ class PredictorExplanation:
     )
 
     def loop(self, settings: Settings) -> tuple[np.ndarray, TransformCoder, np.ndarray]:
-        """A transposed, the innovations' coder, and the second moments of what A multiplies."""
+        """A transposed, the innovations' coder, and the mean squares of what A multiplies."""
         known = self.fitted.get(id(settings))
         if known is None or known[0] is not settings:
             self.fitted.clear()
@@ -194,15 +194,12 @@ class PredictorExplanation:
             _, pasts, _ = close_loop(decoder, coder, self.some)
             matrix = regression(pasts, wanted, self.ridge)
             innovations = wanted - pasts @ matrix
-        energies = pasts.T.astype(np.float64) @ pasts / len(pasts)
-        return matrix, _coder(innovations, settings.root, step), energies
+        return matrix, _coder(innovations, settings.root, step), np.square(pasts, dtype=np.float64).mean(0)
 
     def section(self, settings: Settings) -> Section:
         """Mean and A once; an axis of the innovations is a part."""
-        matrix, coder, energies = self.loop(settings)
-        energy = np.maximum(np.diag(energies), 1e-12)
-        coupling = Coupling.of(energies + 1e-9 * np.trace(energies) / len(energies) * np.eye(len(energies)))
-        sent = metric_rows(matrix, energy, settings, coupling=coupling)
+        matrix, coder, energy = self.loop(settings)
+        sent = metric_rows(matrix, np.maximum(energy, 1e-12), settings)
         inner = components_section(coder.axes, coder.quantiser, replace(settings, knobs={}))
         mean = QuantisedArray.from_values(self.mean, settings.static_step(1.0))
         return Section(self.kind, (mean, sent), inner.parts)

@@ -14,6 +14,7 @@ import numpy as np
 import scipy.sparse
 
 from estimators.prices import coded, independent
+from estimators.published.figures import Terms
 from mdl.ledger import Score
 from mdl.receiver import Reconstruction, Streams
 from mdl.state import StreamLength
@@ -47,7 +48,8 @@ class Transcript:
     lengths under their codes and the spread over tokens (residual None under behaviour); `l0`: parts on, a token;
     `split`: bits of the state's choices and of its numbers, and of state and residual under the independent codes;
     `prediction`, `values` [n, d]: the explanation's own part, and with the residual coder's correction; `touched`,
-    `flops`: as in `mdl.receiver.Reconstruction`.
+    `flops`: as in `mdl.receiver.Reconstruction`; `terms`: the state's symbols as real numbers, where others' formulas
+    have something to say of it.
     """
 
     stream_bytes: tuple[int, int]
@@ -59,10 +61,18 @@ class Transcript:
     values: np.ndarray
     touched: tuple[scipy.sparse.csr_array | None, ...]
     flops: float
+    terms: Terms | None = None
 
     @classmethod
-    def of(cls, streams: Streams, state: Coded, codes: Coded | None, received: Reconstruction) -> Transcript:
-        """From decoded symbols, the codes they came under, and their reconstruction."""
+    def of(
+        cls,
+        streams: Streams,
+        state: Coded,
+        codes: Coded | None,
+        received: Reconstruction,
+        additive: tuple[scipy.sparse.csr_array, np.ndarray] | None = None,
+    ) -> Transcript:
+        """From decoded symbols, the codes they came under, their reconstruction, and what `Receiver.terms` says."""
         touched = state.state.touched()
         size, alone = coded(state), independent(state.state)
         corrected = 0.0 if codes is None else codes.state.bits()
@@ -76,6 +86,7 @@ class Transcript:
             values=received.values,
             touched=received.touched,
             flops=received.flops,
+            terms=Terms.of(state.state, additive),
         )
 
     @property
@@ -106,6 +117,8 @@ class Transcript:
             if uses is not None:
                 csr = scipy.sparse.csr_array(uses)
                 arrays[f"touched_{index}_indices"], arrays[f"touched_{index}_indptr"] = csr.indices, csr.indptr
+        if self.terms is not None:
+            arrays |= _saved_terms(self.terms)
         with path.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -125,7 +138,21 @@ class Transcript:
                 values=arrays["values"],
                 touched=tuple(_uses(arrays, index) for index in range(sections)),
                 flops=flops,
+                terms=_terms(arrays) if "terms_shape" in arrays.files else None,
             )
+
+
+def _saved_terms(terms: Terms) -> dict[str, np.ndarray]:
+    matrix = terms.coefficients
+    parts = {"shape": np.array(matrix.shape), "data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr}
+    rows = {} if terms.rows is None else {"rows": terms.rows}
+    return {f"terms_{name}": array for name, array in (parts | rows).items()}
+
+
+def _terms(arrays: np.lib.npyio.NpzFile) -> Terms:
+    data, indices, indptr, shape = (arrays[f"terms_{name}"] for name in ("data", "indices", "indptr", "shape"))
+    matrix = scipy.sparse.csr_array((data, indices, indptr), shape=tuple(shape.tolist()))
+    return Terms(matrix, arrays["terms_rows"] if "terms_rows" in arrays.files else None)
 
 
 def _length(arrays: np.lib.npyio.NpzFile, name: str) -> StreamLength:

@@ -22,7 +22,7 @@ from mdl.decoder_source import check_source, is_ours, source_section
 from mdl.errors import CodeError, MessageError
 from mdl.message import QuantisedArray, Section, decode_message
 from mdl.plugins import load
-from mdl.protocols import Decoder, Inputs
+from mdl.protocols import AdditiveDecoder, Decoder, Inputs
 from mdl.state import DenseState, State
 from mdl.streams import Coded, CodedDense
 from mdl.transform_coding import KIND, ComponentsDecoder
@@ -159,6 +159,12 @@ class Receiver:
         touched += [None] * self.sources
         flops = self.decoder.flops_per_token(*_told(self.decoder, inputs, state))
         return Reconstruction(prediction, values, tuple(touched), flops)
+
+    def terms(self, state: State) -> tuple[scipy.sparse.csr_array, np.ndarray] | None:
+        """Coefficients [n, parts] and rows [parts, d] of an additive decoder of ours; None of any other."""
+        if self.sources or not isinstance(self.decoder, AdditiveDecoder):
+            return None
+        return self.decoder.terms(state)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -9,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from mdl import plugins
 from mdl.data import Dataset, Sizes, embedded_text, from_dataset, from_text, from_tokens
@@ -19,6 +21,9 @@ from mdl.models.load import PROCESSING, load_processed
 from mdl.protocols import Decomposition, Explanation
 from mdl.seal import check_seal, seal
 from mdl.task import ACTIVATIONS, BEHAVIOUR, DEFAULT_FIDELITIES, Task, build_task, parse_region
+from mdl.training import loss_curve as checked_curve
+from mdl.training import read_loss_curve, training_flops
+from mdl.training import scaling_law as checked_law
 
 EMBEDDED = Path(__file__).parent / "embedded"
 EMBEDDED_SOURCE = "embedded"
@@ -189,6 +194,8 @@ def compare(
     horizon: float | None = None,
     envelope: Sequence[float] = (),
     training_tokens: float | None = None,
+    loss_curve: Path | None = None,
+    scaling_law: Sequence[float] | None = None,
     seed: int = 0,
     out: Path | None = None,
     progress: Progress | None = None,
@@ -199,7 +206,9 @@ def compare(
     takes or gives; a torch module without an adapter needs a region, "upstream of SUBMODULE". `process`: weight
     processing that it is loaded with, switches of `load_model`. Explanations are given as
     "NAME:key=value" or as objects; "nothing", the yardstick of all, is always among them. `training_tokens`: what
-    the model was trained on, one more N at which totals are shown. `out` gets scorecard.json and messages/, each file
+    the model was trained on, one more N at which totals are shown; `loss_curve` (JSON lines) or `scaling_law` (E, A,
+    alpha and, if known, C): its loss against training compute (`mdl.training`), for the share of that which an
+    explanation recovers; where both are given the law counts. `out` gets scorecard.json and messages/, each file
     written whole or not at all.
 
     **Raises:** `MDLError` of the kind that fits, before any long work where that can be known.
@@ -212,14 +221,12 @@ def compare(
     check_phenomena(place.output, phenomena, fidelities)
     for n in (horizon, *envelope):
         check_horizon(n)
+    training = _training(model is None, loaded, training_tokens, loss_curve, scaling_law)
     source = partial(load_data, loaded, text=text, tokens=tokens, dataset=dataset, context=context, seed=seed)
     data = source(sequences=sequences, fit_sequences=fit_sequences)
     task = build_task(loaded, region, data, progress or _silent)
     processed = {"model_processing": sorted(process)} if process else {}
-    task = replace(task, description={**task.description, "model_source": _source(model), **processed})
-    training_tokens = EMBEDDED_TRAINING_TOKENS if model is None else training_tokens
-    if training_tokens is not None:
-        task = replace(task, description={**task.description, "training_tokens": float(training_tokens)})
+    task = replace(task, description={**task.description, "model_source": _source(model), **processed, **training})
     card, messages = score(
         task,
         decompositions,
@@ -233,6 +240,29 @@ def compare(
     if out is not None:
         write(card, messages, data, Path(out))
     return card
+
+
+def _training(
+    embedded: bool,
+    model: Model | TorchModel,
+    tokens: float | None,
+    curve: Path | None,
+    law: Sequence[float] | None,
+) -> dict[str, Any]:
+    """What is known of the model's training, for the task's description."""
+    tokens = EMBEDDED_TRAINING_TOKENS if embedded else tokens
+    known: dict[str, Any] = {} if tokens is None else {"training_tokens": float(tokens)}
+    if law is not None:
+        flops = None if tokens is None else training_flops(model.n_parameters, tokens)
+        return {**known, "training": checked_law(law, flops)}
+    vocabulary = model.site_width("logits")
+    if curve is not None:
+        return {**known, "training": read_loss_curve(Path(curve), vocabulary)}
+    if embedded:
+        points = json.loads((EMBEDDED / "loss_curve.json").read_text())
+        del points["about"]
+        return {**known, "training": checked_curve(points, vocabulary)}
+    return known
 
 
 def _decompositions(

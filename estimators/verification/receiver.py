@@ -81,7 +81,8 @@ def main(folder: str, out: str, mode: str) -> None:
         constants = dict(zip(job.special, receiver.special, strict=True))
         filled = {"values": received.values, "alone": received.prediction}
         hidden = {k: evaluator.hidden(activations, activations.filled(v, constants)) for k, v in filled.items()}
-        _leave(target / f"{name}.npz", Transcript.of(streams, state, codes, received).save)
+        transcript = Transcript.of(streams, state, codes, received, receiver.terms(state.state))
+        _leave(target / f"{name}.npz", transcript.save)
         _leave(target / f"{name}.hidden.npz", partial(_save, arrays=hidden))
 
 
