@@ -10,10 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mdl import plugins
-from mdl.data import Dataset, Sizes, embedded_text, from_dataset, from_text, from_tokens
+from mdl.data import Dataset, Sizes, embedded_text, from_dataset, from_rows, from_text, from_tokens
 from mdl.errors import DataError, ExplanationError, TaskError
 from mdl.ledger import Score, Scorecard
-from mdl.models import Model, TorchModel, load_model
+from mdl.models import AnyModel, Model, TorchModel, Vectors, load_model
+from mdl.models.vectors import VECTORS
 from mdl.protocols import Decomposition, Explanation
 from mdl.seal import check_seal, seal
 from mdl.task import ACTIVATIONS, BEHAVIOUR, DEFAULT_FIDELITIES, Task, build_task, parse_region
@@ -50,9 +51,11 @@ def embedded_saes() -> list[Path]:
     return sorted(p.parent for p in (EMBEDDED / "saes").glob("*/cfg.json"))
 
 
-def default_explanations(model: Model | TorchModel, region_text: str) -> list[str]:
+def default_explanations(model: AnyModel, region_text: str) -> list[str]:
     """The yardsticks that make sense for the region, and the embedded SAEs where it is theirs."""
     region = parse_region(region_text, model)
+    if isinstance(model, Vectors):
+        return [YARDSTICK, f"pca:rank={max(1, model.site_width(VECTORS) // 8)}", "random-dictionary"]
     names = [YARDSTICK, "token-table"]
     if region.output == "logits":
         return names
@@ -66,7 +69,7 @@ def default_explanations(model: Model | TorchModel, region_text: str) -> list[st
 
 
 def load_data(
-    model: Model | TorchModel,
+    model: AnyModel,
     *,
     text: Path | None = None,
     tokens: Path | None = None,
@@ -79,6 +82,10 @@ def load_data(
 
     **Raises:** `DataError` if the context is longer than the model's, or the source cannot be used.
     """
+    if isinstance(model, Vectors):
+        if (text, tokens, dataset, context) != (None,) * 4:
+            raise DataError(f"{model.name}: rows of numbers are their own data: give no text, tokens, dataset, context")
+        return from_rows(model.first_equal, sequences, seed, model.name)
     limit = model.n_ctx or sys.maxsize if isinstance(model, TorchModel) else model.config.n_ctx
     if context is not None and not 2 <= context <= limit:
         raise DataError(f"a context of {context} tokens is asked for; this model takes 2 to {limit}")
@@ -190,6 +197,7 @@ def compare(
 ) -> Scorecard:
     """Compare explanations of a region of a model, on some text, in bits.
 
+    `model` may also be rows of numbers, to be reproduced up to a share of their variance (`Vectors`, or an .npy file).
     All defaults: the embedded model, its middle residual stream, its SAEs, every yardstick. `model`: what `load_model`
     takes or gives; a torch module without an adapter needs a region, "upstream of SUBMODULE". Explanations are given as
     "NAME:key=value" or as objects; "nothing", the yardstick of all, is always among them. `training_tokens`: what
@@ -227,9 +235,7 @@ def compare(
     return card
 
 
-def _decompositions(
-    wanted: Sequence[str | Decomposition] | None, model: Model | TorchModel, region: str
-) -> list[Decomposition]:
+def _decompositions(wanted: Sequence[str | Decomposition] | None, model: AnyModel, region: str) -> list[Decomposition]:
     """The yardstick and what is asked for, or the defaults; refused before any long work where they do not fit."""
     chosen = list(wanted) if wanted else default_explanations(model, region)
     if wanted and YARDSTICK not in chosen:
@@ -257,10 +263,12 @@ def check_phenomena(
     output: str, phenomena: Sequence[str] | None, fidelities: Sequence[float] | None
 ) -> tuple[list[str], list[float]]:
     """Defaults, and refusals: what is unknown, out of range, or makes no sense for a region that ends at the logits."""
-    known = [BEHAVIOUR] if output == "logits" else [ACTIVATIONS, BEHAVIOUR]
+    known = {"logits": [BEHAVIOUR], VECTORS: [ACTIVATIONS]}.get(output, [ACTIVATIONS, BEHAVIOUR])
     for name in phenomena or ():
         if name not in (ACTIVATIONS, BEHAVIOUR):
             raise TaskError(f"no phenomenon {name!r}: it is {ACTIVATIONS!r} or {BEHAVIOUR!r}")
+        if name not in known and output == VECTORS:
+            raise TaskError("rows of numbers have no behaviour, for no model runs on from them: take 'activations'")
         if name not in known:
             raise TaskError("a region that ends at the logits has no activations to reproduce: take 'behaviour'")
     chosen = list(fidelities) if fidelities else list(DEFAULT_FIDELITIES)
@@ -288,13 +296,15 @@ def _source(model: str | Path | object | None) -> str:
     return str(Path(model).resolve()) if Path(model).exists() else str(model)
 
 
-def _loaded(model: str | Path | object | None) -> Model | TorchModel:
-    if isinstance(model, Model | TorchModel):
+def _loaded(model: str | Path | object | None) -> AnyModel:
+    if isinstance(model, AnyModel):
         return model
     return embedded_model() if model is None else load_model(model)
 
 
-def _middle(model: Model | TorchModel) -> str:
+def _middle(model: AnyModel) -> str:
+    if isinstance(model, Vectors):
+        return VECTORS
     if isinstance(model, TorchModel):
         raise TaskError(
             f"{model.name} runs as a torch module, without an adapter, so it has no default region: give 'upstream of "
