@@ -23,6 +23,7 @@ import numpy as np
 from decompositions.baselines import Nothing
 from decompositions.clusters import Clusters
 from decompositions.dictionary import DictionaryExplanation
+from estimators.recovered import explained_variance
 from experiments.mdl_sae_digits.explanations import Pixels, TopKSAE
 from experiments.mdl_sae_digits.images import Images, digits, mnist
 from experiments.mdl_sae_digits.report import report
@@ -34,8 +35,10 @@ from mdl.task import Task, build_task
 
 HORIZONS = (1437.0, 60_000.0, 1e6)
 FIDELITY = 0.1
-WIDTHS = (16, 64, 256, 1024, 32, 128, 512)  # in this order, so that a sweep that is stopped is coarse, not cut off
-SPARSITIES = (1, 2, 4, 8, 16)
+# Coarse first, so that a sweep that is stopped has holes rather than no end: 4 widths and 3 sparsities, then the rest.
+WIDTHS = (64, 256, 1024, 16, 128, 512, 32)
+SPARSITIES = (4, 1, 16, 2, 8)
+COARSE = (4, 3)
 SEEDS = (0, 1, 2)
 CLUSTERS = (16, 64, 256)
 DRAWN = 32  # features of each cell that are kept for the picture, the most used first
@@ -96,14 +99,20 @@ class Sweep:
         click.echo(f"{name}, seed {seed}: {totals} bits an image; {cell['cpu_seconds']:.1f} s of CPU")
 
     def _features(self, name: str, seed: int, explanation: DictionaryExplanation) -> dict[str, Any]:
-        """Shapes of the features that fit data use, and the rows of those used most, kept for the picture."""
+        """Shapes of the features that fit data use, and the rows of those used most, kept for the picture.
+
+        `unrounded_variance`: explained on held-out images by the autoencoder as it is, nothing rounded, nothing behind it.
+        """
         use = explanation.statistics.frequency
         order = np.argsort(-use)[: np.count_nonzero(use)]
         shapes = describe(explanation.atoms[order], self.task.fit.outputs, self.threshold)
         np.save(self.out / f"{name}-{seed}.npy", explanation.atoms[order[:DRAWN]].astype(np.float16))
         medians = {f"median_{f}": float(np.median(getattr(shapes, f))) for f in ("cosine", "area", "elongation")}
         by_feature, by_use = shapes.shares(np.ones(len(order))), shapes.shares(use[order])
-        return {"live": len(order), "kinds": by_feature, "kinds_by_use": by_use, **medians}
+        assert self.task.held_out is not None
+        images = self.task.held_out.sample().outputs
+        alone = explained_variance(images, explanation.activations(images) @ explanation.atoms + explanation.bias)
+        return {"live": len(order), "kinds": by_feature, "kinds_by_use": by_use, "unrounded_variance": alone, **medians}
 
 
 def optima(cells: dict[tuple[str, int], dict[str, Any]]) -> list[dict[str, Any]]:
@@ -117,9 +126,11 @@ def run_all(sweep: Sweep, widths: tuple[int, ...], sparsities: tuple[int, ...]) 
     sweep.out.mkdir(parents=True, exist_ok=True)
     sweep.run("nothing", Nothing())
     sweep.run("pixels", Pixels())
-    for k in CLUSTERS:
-        sweep.run(f"clusters-{k}", Clusters(k=k), width=k)
+    for count in CLUSTERS:
+        sweep.run(f"clusters-{count}", Clusters(k=count), width=count)
+    later = {**{("w", w): 2 for w in widths[COARSE[0] :]}, **{("k", k): 1 for k in sparsities[COARSE[1] :]}}
     grid = [TopKSAE(width, k) for width in widths for k in sparsities if k < width]
+    grid.sort(key=lambda sae: later.get(("w", sae.width), 0) + later.get(("k", sae.k), 0))
     for index, sae in enumerate(grid):
         click.echo(f"[{index + 1}/{len(grid)}] ", nl=False)
         sweep.run(sae.name, sae, width=sae.width, k=sae.k)
