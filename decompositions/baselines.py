@@ -16,6 +16,7 @@ import scipy.sparse
 from mdl.alphabets import NoAlphabet
 from mdl.errors import ExplanationError, MessageError
 from mdl.message import QuantisedArray, Section
+from mdl.models.vectors import VECTORS
 from mdl.protocols import Inputs, Sample, Settings
 from mdl.state import NoState, State
 from mdl.static_rows import metric_rows, predict_columns
@@ -166,6 +167,8 @@ class TokenTable:
     """
 
     def fit(self, task: Task) -> TableExplanation:
+        if task.region.output == VECTORS:
+            raise ExplanationError("token-table: rows of numbers have no token ids to look anything up by")
         tokens, outputs = task.fit.inputs.scored_tokens(), task.fit.outputs
         mean = outputs.mean(0, dtype=np.float64)
         ids, index, counts = np.unique(tokens, return_inverse=True, return_counts=True)
@@ -243,6 +246,8 @@ class Affine:
     ridge: float = 1e-4
 
     def fit(self, task: Task) -> AffineExplanation:
+        if task.region.output == VECTORS:
+            raise ExplanationError("affine: nothing enters the region of rows of numbers, so there is nothing to map")
         if task.fit.inputs.values is None:
             raise ExplanationError(
                 f"affine: the input of region {task.region.name!r} is token ids, of which there is no affine map (and "

@@ -263,13 +263,14 @@ class SurpriseAccounting:
 
     def _beside(self, transcript: Transcript, alone: Damage) -> Mapping[str, float]:
         """Of the explanation's own prediction, without the residual coder: as people use it."""
-        outputs = self.bench.held_out.sample.outputs
+        outputs, flops = self.bench.held_out.sample.outputs, self.task.description["region_flops"]
+        ratio = {} if self.task.region.input == "nothing" else {"flops_ratio": transcript.flops / flops}
         return {
             "l0": transcript.l0,
             "explained_variance": explained_variance(outputs, transcript.prediction),
             **recovered(alone, self.baselines),
             "prediction_kl_bits": float(np.mean(alone.kl_bits)),
-            "flops_ratio": transcript.flops / self.task.description["region_flops"],
+            **ratio,
             "learning_bits": transcript.learning,
             **{name: bits / transcript.n_tokens for name, bits in zip(SPLIT, transcript.split, strict=True)},
         }

@@ -20,6 +20,7 @@ from estimators.prices import Outline, Prices, Size, independent
 from mdl.alphabets import check_alphabet
 from mdl.errors import ExplanationError, TaskError
 from mdl.message import Message, Section, encode_message
+from mdl.models.vectors import VECTORS
 from mdl.protocols import Decoder, Explanation, Sample, Settings
 from mdl.receiver import Receiver, Reconstruction, decoder_of, predicted, source_sections, special_section
 from mdl.state import DenseState, IndexState, JoinedState, SparseState, State, first_use_order
@@ -27,6 +28,7 @@ from mdl.task import Activations, Task
 from mdl.transform_coding import TransformCoder, moments, principal_axes
 
 PROBE_SEQUENCES = 16  # of the tuning data: enough to compare settings by, not to fit a transform on
+PROBE_ROWS = 4096  # the same, where a sequence is one row of numbers
 AXES_TOKENS = 32768  # at most so many tokens for the residual coder's axes
 QUANTISER_TOKENS = 8192  # at most so many for its thresholds and reconstruction points
 
@@ -70,7 +72,8 @@ class Bench:
     @cached_property
     def probe(self) -> Split:
         """A small part of the tuning data, for quick looks."""
-        return Split.of(self.evaluator, self.task.tune_activations.head(PROBE_SEQUENCES))
+        tune = self.task.tune_activations
+        return Split.of(self.evaluator, tune.head(PROBE_SEQUENCES if tune.tokens.shape[1] > 1 else PROBE_ROWS))
 
     @cached_property
     def held_out(self) -> Split:
@@ -87,7 +90,7 @@ class Bench:
 
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
-        if self.task.region.output == "logits":
+        if self.task.region.output in ("logits", VECTORS):  # for vectors, the Fisher metric is the Euclidean one
             return (euclidean_metric(self.task.width),)
         return (fisher_metric(self.evaluator, self.task.tune_activations, self.seed), euclidean_metric(self.task.width))
 

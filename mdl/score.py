@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mdl import plugins
-from mdl.data import Dataset, Sizes, embedded_text, from_dataset, from_text, from_tokens
+from mdl.data import Dataset, Sizes, embedded_text, from_dataset, from_rows, from_text, from_tokens
 from mdl.errors import DataError, ExplanationError, TaskError, did_you_mean
 from mdl.ledger import Score, Scorecard
-from mdl.models import Model, TorchModel
+from mdl.models import AnyModel, Model, TorchModel, Vectors
 from mdl.models.load import PROCESSING, load_processed
+from mdl.models.vectors import VECTORS
 from mdl.protocols import Decomposition, Explanation
 from mdl.seal import check_seal, seal
 from mdl.task import ACTIVATIONS, BEHAVIOUR, DEFAULT_FIDELITIES, Task, build_task, parse_region
@@ -57,9 +58,11 @@ def embedded_saes() -> list[Path]:
     return sorted(p.parent for p in (EMBEDDED / "saes").glob("*/cfg.json"))
 
 
-def default_explanations(model: Model | TorchModel, region_text: str) -> list[str]:
+def default_explanations(model: AnyModel, region_text: str) -> list[str]:
     """The yardsticks that make sense for the region, and the embedded SAEs where it is theirs."""
     region = parse_region(region_text, model)
+    if isinstance(model, Vectors):
+        return [YARDSTICK, f"pca:rank={max(1, model.site_width(VECTORS) // 8)}", "random-dictionary"]
     names = [YARDSTICK, "token-table"]
     if region.output == "logits":
         return names
@@ -73,7 +76,7 @@ def default_explanations(model: Model | TorchModel, region_text: str) -> list[st
 
 
 def load_data(
-    model: Model | TorchModel,
+    model: AnyModel,
     *,
     text: Path | None = None,
     tokens: Path | None = None,
@@ -87,6 +90,10 @@ def load_data(
 
     **Raises:** `DataError` if the context is longer than the model's, or the source cannot be used.
     """
+    if isinstance(model, Vectors):
+        if (text, tokens, dataset, context) != (None,) * 4:
+            raise DataError(f"{model.name}: rows of numbers are their own data: give no text, tokens, dataset, context")
+        return from_rows(model.first_equal, sequences, seed, model.name)
     limit = model.n_ctx or sys.maxsize if isinstance(model, TorchModel) else model.config.n_ctx
     if context is not None and not 2 <= context <= limit:
         raise DataError(f"a context of {context} tokens is asked for; this model takes 2 to {limit}")
@@ -202,6 +209,7 @@ def compare(
 ) -> Scorecard:
     """Compare explanations of a region of a model, on some text, in bits.
 
+    `model` may also be rows of numbers, to be reproduced up to a share of their variance (`Vectors`, or an .npy file).
     All defaults: the embedded model, its middle residual stream, its SAEs, every yardstick. `model`: what `load_model`
     takes or gives; a torch module without an adapter needs a region, "upstream of SUBMODULE". `process`: weight
     processing that it is loaded with, switches of `load_model`. Explanations are given as
@@ -244,13 +252,17 @@ def compare(
 
 def _training(
     embedded: bool,
-    model: Model | TorchModel,
+    model: AnyModel,
     tokens: float | None,
     curve: Path | None,
     law: Sequence[float] | None,
 ) -> dict[str, Any]:
     """What is known of the model's training, for the task's description."""
     tokens = EMBEDDED_TRAINING_TOKENS if embedded else tokens
+    if isinstance(model, Vectors):
+        if (tokens, curve, law) != (None, None, None):
+            raise TaskError("rows of numbers were not trained: leave out training tokens, loss curve and scaling law")
+        return {}
     known: dict[str, Any] = {} if tokens is None else {"training_tokens": float(tokens)}
     if law is not None:
         flops = None if tokens is None else training_flops(model.n_parameters, tokens)
@@ -265,9 +277,7 @@ def _training(
     return known
 
 
-def _decompositions(
-    wanted: Sequence[str | Decomposition] | None, model: Model | TorchModel, region: str
-) -> list[Decomposition]:
+def _decompositions(wanted: Sequence[str | Decomposition] | None, model: AnyModel, region: str) -> list[Decomposition]:
     """The yardstick and what is asked for, or the defaults; refused before any long work where they do not fit."""
     chosen = list(wanted) if wanted else default_explanations(model, region)
     if wanted and YARDSTICK not in chosen:
@@ -295,10 +305,12 @@ def check_phenomena(
     output: str, phenomena: Sequence[str] | None, fidelities: Sequence[float] | None
 ) -> tuple[list[str], list[float]]:
     """Defaults, and refusals: what is unknown, out of range, or makes no sense for a region that ends at the logits."""
-    known = [BEHAVIOUR] if output == "logits" else [ACTIVATIONS, BEHAVIOUR]
+    known = {"logits": [BEHAVIOUR], VECTORS: [ACTIVATIONS]}.get(output, [ACTIVATIONS, BEHAVIOUR])
     for name in phenomena or ():
         if name not in (ACTIVATIONS, BEHAVIOUR):
             raise TaskError(f"no phenomenon {name!r}: it is {ACTIVATIONS!r} or {BEHAVIOUR!r}")
+        if name not in known and output == VECTORS:
+            raise TaskError("rows of numbers have no behaviour, for no model runs on from them: take 'activations'")
         if name not in known:
             raise TaskError("a region that ends at the logits has no activations to reproduce: take 'behaviour'")
     chosen = list(fidelities) if fidelities else list(DEFAULT_FIDELITIES)
@@ -326,18 +338,20 @@ def _source(model: str | Path | object | None) -> str:
     return str(Path(model).resolve()) if Path(model).exists() else str(model)
 
 
-def _loaded(model: str | Path | object | None, process: Sequence[str]) -> Model | TorchModel:
+def _loaded(model: str | Path | object | None, process: Sequence[str]) -> AnyModel:
     for step in process:
         if step not in PROCESSING:
             raise TaskError(f"no weight processing {step!r}.{did_you_mean(step, PROCESSING)} There is {PROCESSING}.")
-    if isinstance(model, Model | TorchModel):
+    if isinstance(model, AnyModel):
         if process:
             raise TaskError(f"process={list(process)} for a model that is loaded already: give load_model the switches")
         return model
     return embedded_model(process) if model is None else load_processed(model, process)
 
 
-def _middle(model: Model | TorchModel) -> str:
+def _middle(model: AnyModel) -> str:
+    if isinstance(model, Vectors):
+        return VECTORS
     if isinstance(model, TorchModel):
         raise TaskError(
             f"{model.name} runs as a torch module, without an adapter, so it has no default region: give 'upstream of "
