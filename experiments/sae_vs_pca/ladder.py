@@ -33,17 +33,22 @@ class Rung:
     seed: int = 0
 
 
-def yardsticks(region: str, width: int) -> Iterator[Rung]:
-    """What needs no training beyond its own `fit`."""
+def yardsticks(width: int) -> Iterator[Rung]:
+    """What needs no training beyond its own `fit`: the short list, for every site."""
     yield Rung("nothing", "nothing", "nothing")
     yield Rung("token-table", "table", "token-table")
     yield Rung("token-pairs", "pair table", "token-pairs")
+    yield Rung(f"pca-{width // 8}", "PCA", f"pca:rank={width // 8}")
+    yield Rung("clusters-256", "clusters", "clusters:k=256")
+
+
+def further(width: int) -> Iterator[Rung]:
+    """The rest of the ladder, for the site that is looked at in depth."""
     yield Rung("affine", "affine", "affine")
     yield Rung("predictor", "predictor", "predictor")
-    for rank in (width // 24, width // 8, width // 2):
+    for rank in (width // 24, width // 2):
         yield Rung(f"pca-{rank}", "PCA", f"pca:rank={rank}")
-    for k in (256, 1024):
-        yield Rung(f"clusters-{k}", "clusters", f"clusters:k={k}")
+    yield Rung("clusters-1024", "clusters", "clusters:k=1024")
     yield Rung("random-dictionary", "random dictionary", f"random-dictionary:features={4 * width},k=16")
     yield Rung("dictionary-learning", "dictionary learning", f"dictionary-learning:features={4 * width},k=16")
     yield Rung("block-sparse", "block-sparse", "block-sparse")
@@ -75,9 +80,11 @@ def shipped() -> Iterator[Rung]:
 
 def ladder(model: str, region: str, site: str, width: int, saes: Path) -> list[Rung]:
     """All rungs of one site of a model, the dumb ones first."""
-    rungs = list(yardsticks(region, width))
+    rungs = list(yardsticks(width))
+    if region.endswith(".mlp"):
+        rungs.append(Rung("affine", "affine", "affine"))
     if (model, site) == ("embedded", MAIN_SITE):
-        rungs += shipped()
+        rungs += [*further(width), *shipped()]
         for name in ("jumprelu-8x", "topk-16x"):
             folder = EMBEDDED / "saes" / name
             architecture, factor, sparsity = SHIPPED[name]

@@ -128,14 +128,17 @@ SWEEP = (
 )
 LEFTOVER = (Recipe("jumprelu", 8, 0.15, OTHER_SAMPLES, (0, 1, 2), "token-table"),)
 ELSEWHERE = (
-    Recipe("jumprelu", 8, 0.15, OTHER_SAMPLES, (0, 1, 2)),
+    Recipe("jumprelu", 8, 0.15, OTHER_SAMPLES),
     Recipe("topk", 8, 16, OTHER_SAMPLES),
 )
+STORIES = (Recipe("jumprelu", 8, 0.15, OTHER_SAMPLES, (0, 1, 2)), Recipe("topk", 8, 16, OTHER_SAMPLES))
 
 
 def recipes(model: str, site: str) -> tuple[Recipe, ...]:
     """What is trained on a site of a model."""
-    return (*SWEEP, *LEFTOVER, *HEADLINE) if (model, site) == ("embedded", MAIN_SITE) else ELSEWHERE
+    if (model, site) == ("embedded", MAIN_SITE):
+        return (*SWEEP, *LEFTOVER, *HEADLINE)
+    return ELSEWHERE if model in ("embedded", *CONTROLS) else STORIES
 
 
 def activations(model: Any, site: str, samples: int, tokens: Path | None) -> tuple[np.ndarray, np.ndarray]:
