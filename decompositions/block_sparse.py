@@ -31,7 +31,7 @@ from mdl.task import Task
 
 KIND = "block-sparse"
 MOST_GROUPS = 1 << 24
-MOST_ACTIVE = 1 << 12
+MOST_ACTIVE = 256
 CHUNK = 2048  # tokens whose least-squares problems are solved at a time
 RIDGE = 1e-3  # of a row's own energy: groups that overlap share what both explain
 MEASURED_TOKENS = 8192  # of the fit data, on which bases and frequencies are measured
@@ -198,7 +198,8 @@ class BlockSparseExplanation:
 
     def bases(self, root: np.ndarray) -> Bases:
         """The groups' bases in a metric."""
-        if id(root) not in self.known:
+        known = self.known.get(id(root))
+        if known is None or not np.array_equal(known[0], root):  # a copy of this object outlives the metrics it met
             found = Bases.of(self.decoder, self.some - self.bias, self._chosen(self.some), root)
             self.known[id(root)] = (root, found)
         return self.known[id(root)][1]

@@ -118,8 +118,7 @@ def train(points: np.ndarray, groups: int, size: int, active: int, schedule: Sch
     for _ in range(schedule.steps):
         batch = jnp.asarray(data[rng.integers(0, len(data), schedule.batch)])
         parameters, state, idle = _step(parameters, state, idle, batch, active, optimiser)
-    encoder, trained = (np.asarray(p, np.float32) for p in parameters)
-    return Blocks(encoder, trained, active)
+    return Blocks(np.asarray(parameters[0], np.float32), np.asarray(parameters[1], np.float32), active)
 
 
 def encode_groups(blocks: Blocks, points: np.ndarray, chunk: int = 1024) -> np.ndarray:

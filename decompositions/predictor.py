@@ -65,7 +65,8 @@ class Grid:
 
 def _carried(matrix: np.ndarray, past: np.ndarray) -> np.ndarray:
     """A c for each sequence, [sequences, d]; `matrix` is A transposed."""
-    return past @ matrix
+    with np.errstate(over="ignore", invalid="ignore"):  # a loop that grows without end is told of, not warned of
+        return past @ matrix
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,9 @@ class PredictorDecoder:
         mean, matrix = section.header[0].vector("the mean of a 'predictor' section"), section.header[1].values()
         if matrix.shape != (len(mean), len(mean)):
             raise MessageError(f"'predictor': a matrix {matrix.shape} does not fit a mean of {len(mean)}")
+        if len(section.parts[0].symbols) != len(section.parts[1].symbols):
+            lengths = f"{len(section.parts[0].symbols)} and {len(section.parts[1].symbols)}"
+            raise MessageError(f"'predictor': {lengths} rows and shifts; an axis has one of each")
         zero = QuantisedArray.from_integers(np.zeros((1, len(mean)), np.int64))
         return cls(mean, matrix, ComponentsDecoder.from_section(Section("components", (zero,), section.parts)))
 
@@ -123,7 +127,7 @@ def close_loop(
     """Run the sender's loop over a sample.
 
     **Returns:** symbols [n, r]; what each position's past was reconstructed as, minus the mean [n, d]; the innovations
-    that were coded [n, d].
+    that were coded [n, d]. **Raises:** `MessageError` for a loop that grows without end.
     """
     wanted = (sample.outputs - decoder.mean).astype(np.float32)
     symbols = np.zeros((len(wanted), len(decoder.innovations.rows)), np.int64)
@@ -131,6 +135,8 @@ def close_loop(
     past = np.zeros((len(sample.inputs.tokens), wanted.shape[1]), np.float32)
     for here, rows in Grid.of(sample.inputs).columns():
         carried = _carried(decoder.matrix, past)
+        if not np.isfinite(carried).all():
+            raise MessageError("the predictor, rounded, makes what it reconstructs grow without end: take finer steps")
         rest = wanted[rows] - carried[here]
         q = coder.encode(rest).values
         now = np.zeros_like(past)

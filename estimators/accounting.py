@@ -242,8 +242,11 @@ class SurpriseAccounting:
                 step = start * 2.0**exponent
                 settings = Settings(self.horizon, step, metric.root, dict(solver.knobs))
                 coding = Coding.prepare(self.bench, explanation, metric, settings, step, None, solver.prices)
-                attempt = coding.attempt(self.bench, self.bench.probe)
-                totals[exponent] = (attempt.total + attempt.kl, coding)
+                try:
+                    attempt = coding.attempt(self.bench, self.bench.probe)
+                    totals[exponent] = (attempt.total + attempt.kl, coding)
+                except MessageError:  # a step that the explanation cannot take
+                    totals[exponent] = (math.inf, coding)
             return totals[exponent][0]
 
         best = min((-3, 0, 3), key=total)
