@@ -78,7 +78,7 @@ class SkipPath:
         return cls(matrix.astype(np.float64), x.T @ x / max(len(x), 1))
 
     @cached_property
-    def coupling(self) -> Coupling:
+    def coupling(self) -> Coupling | None:
         """Which inputs go together."""
         return Coupling.of(self.moments)
 
