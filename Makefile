@@ -4,7 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo verify test test-slow lint fuzz benchmark embedded clean cheats
+# glibc gives large arrays back to the kernel as soon as they are freed, and a third of the time goes into page faults.
+export MALLOC_ARENA_MAX := 1
+export MALLOC_MMAP_MAX_ := 0
+export MALLOC_TRIM_THRESHOLD_ := 17179869184
+export MALLOC_TOP_PAD_ := 268435456
+
+.PHONY: demo verify test test-slow lint fuzz benchmark embedded study clean cheats
 
 demo: $(STAMP)
 	@if [ -e run ]; then echo "make demo writes into ./run, which exists: move it away first"; exit 1; fi
@@ -42,6 +48,11 @@ embedded: $(STAMP)
 	$(BIN)/python -m experiments.embedded_model.train --out runs/embedded
 	$(BIN)/python -m experiments.embedded_model.train_saes --model runs/embedded/embedded-python-gpt2 --out runs/embedded/saes
 	$(BIN)/python -m experiments.embedded_model.evaluate
+
+# SAE or PCA? Trains, scores and draws everything in experiments/sae_vs_pca, and says how long that took; it can be
+# interrupted. STORIES="--stories DIR" adds a model of others.
+study: $(STAMP)
+	$(BIN)/python -m experiments.sae_vs_pca $(STORIES)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -16,9 +16,10 @@ import scipy.sparse
 from mdl.alphabets import NoAlphabet
 from mdl.errors import ExplanationError, MessageError
 from mdl.message import QuantisedArray, Section
+from mdl.models.vectors import VECTORS
 from mdl.protocols import Inputs, Sample, Settings
 from mdl.state import NoState, State
-from mdl.static_rows import Coupling, metric_rows, predict_columns
+from mdl.static_rows import metric_rows, predict_columns
 from mdl.task import Task
 
 LARGEST_TOKEN = (1 << 31) - 1
@@ -166,6 +167,8 @@ class TokenTable:
     """
 
     def fit(self, task: Task) -> TableExplanation:
+        if task.region.output == VECTORS:
+            raise ExplanationError("token-table: rows of numbers have no token ids to look anything up by")
         tokens, outputs = task.fit.inputs.scored_tokens(), task.fit.outputs
         mean = outputs.mean(0, dtype=np.float64)
         ids, index, counts = np.unique(tokens, return_inverse=True, return_counts=True)
@@ -210,7 +213,7 @@ class AffineDecoder:
 
 @dataclass(frozen=True)
 class AffineExplanation:
-    """Least-squares map of the region's inputs; `energy` [d_in] is E[x_i^2], `moments` E[x x^T] if it is known."""
+    """Least-squares map of the region's inputs; `energy` [d_in] is E[x_i^2]."""
 
     matrix: np.ndarray
     bias: np.ndarray
@@ -218,12 +221,6 @@ class AffineExplanation:
     name: str = "affine"
     kind: str = "affine"
     knobs: Mapping[str, Sequence[float]] = field(default_factory=lambda: {"static": STATIC_KNOB})
-    moments: np.ndarray | None = None
-
-    @cached_property
-    def coupling(self) -> Coupling | None:
-        """Which inputs go together."""
-        return None if self.moments is None else Coupling.of(self.moments)
 
     @cached_property
     def prediction(self) -> np.ndarray | None:
@@ -231,7 +228,7 @@ class AffineExplanation:
         return predict_columns(self.matrix)
 
     def section(self, settings: Settings) -> Section:
-        matrix = metric_rows(self.matrix, self.energy, settings, self.prediction, self.coupling)
+        matrix = metric_rows(self.matrix, self.energy, settings, self.prediction)
         return Section(self.kind, (matrix, QuantisedArray.from_values(self.bias, settings.static_step(1.0))))
 
     def encode(self, decoder: AffineDecoder, sample: Sample, settings: Settings) -> NoState:
@@ -249,6 +246,8 @@ class Affine:
     ridge: float = 1e-4
 
     def fit(self, task: Task) -> AffineExplanation:
+        if task.region.output == VECTORS:
+            raise ExplanationError("affine: nothing enters the region of rows of numbers, so there is nothing to map")
         if task.fit.inputs.values is None:
             raise ExplanationError(
                 f"affine: the input of region {task.region.name!r} is token ids, of which there is no affine map (and "
@@ -261,5 +260,4 @@ class Affine:
         gram = x.T @ x
         gram += self.ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
         matrix = np.linalg.solve(gram, x.T @ y)
-        moments = inputs.T @ inputs / len(inputs)
-        return AffineExplanation(matrix, mean - centre @ matrix, np.diag(moments).copy(), moments=moments)
+        return AffineExplanation(matrix, mean - centre @ matrix, np.square(inputs).mean(0))

@@ -21,7 +21,7 @@ from mdl.errors import ExplanationError, MessageError
 from mdl.message import LARGEST_EXPONENT, STEPS_PER_OCTAVE, QuantisedArray, Section, step_exponent
 from mdl.protocols import Inputs, Sample, Settings
 from mdl.state import DenseState, JoinedState, SparseState, State
-from mdl.static_rows import MOST_COUPLED, Coupling, metric_rows, predict_columns
+from mdl.static_rows import metric_rows, predict_columns
 
 KIND = "dictionary"
 NO_SIDE, SCALE, SCALE_AND_MEAN = 0, 1, 2  # what a token's side information is
@@ -77,13 +77,22 @@ class DictionaryDecoder:
 
     def predict(self, inputs: Inputs, state: State) -> np.ndarray:
         """The region's outputs at the scored positions, float32 [n, d]."""
-        symbols = support_of(state).matrix().astype(np.float32)
-        values = symbols.multiply(self.value_steps[None, :]).tocsr().astype(np.float32)
-        output = np.asarray(values @ self.atoms, np.float32) + self.bias
+        output = np.asarray(self._values(state) @ self.atoms, np.float32) + self.bias
         if not isinstance(state, JoinedState):
             return output
         scale, mean = self.side_values(_side_symbols(state))
         return output * scale[:, None] + mean[:, None]
+
+    def _values(self, state: State) -> scipy.sparse.csr_array:
+        symbols = support_of(state).matrix().astype(np.float32)
+        return symbols.multiply(self.value_steps[None, :]).tocsr().astype(np.float32)
+
+    def terms(self, state: State) -> tuple[scipy.sparse.csr_array, np.ndarray]:
+        """Coefficients [n, F], times the token's scale where it has one, and atoms [F, d]."""
+        values = self._values(state)
+        if isinstance(state, JoinedState):
+            values = values.multiply(self.side_values(_side_symbols(state))[0][:, None]).tocsr()
+        return values, self.atoms
 
     def side_values(self, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scale and mean of each token, float32 [n], from side symbols [n, 1 or 2]."""
@@ -133,15 +142,13 @@ def build_decoder(
 class FeatureStatistics:
     """What fit data says of each feature, [F]: `frequency` of use, `energy` E[(s a)^2] a token, `mean` |a| when on.
 
-    `scale`: root mean square of the tokens' scale s, 1 without side information; `moments` [F, F]: E[(s a)(s a)^T], or
-    None where it is not known, or features in use are too many to be coupled.
+    `scale`: root mean square of the tokens' scale s, 1 without side information.
     """
 
     frequency: np.ndarray
     energy: np.ndarray
     mean: np.ndarray
     scale: float = 1.0
-    moments: scipy.sparse.csr_array | None = None
 
 
 def token_side(outputs: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -161,9 +168,7 @@ def feature_statistics(activations: scipy.sparse.csr_array, outputs: np.ndarray,
     scaled = activations.multiply(scale[:, None]).tocsr()
     energy = np.asarray(scaled.multiply(scaled).sum(0)).ravel() / tokens
     size = float(np.sqrt(np.mean(scale**2))) if len(scale) else 1.0
-    coupled = np.count_nonzero(on) <= MOST_COUPLED
-    moments = scipy.sparse.csr_array(scaled.T @ scaled) / tokens if coupled else None
-    return FeatureStatistics(on / tokens, energy, mean, size, moments)
+    return FeatureStatistics(on / tokens, energy, mean, size)
 
 
 def value_exponents(atoms: np.ndarray, statistics: FeatureStatistics, settings: Settings) -> np.ndarray:
@@ -273,19 +278,11 @@ class DictionaryExplanation:
                 self.statistics.energy[used],
                 settings,
                 self.prediction,
-                self.coupling,
                 self.statistics.frequency[used],
             )
             sent = np.flatnonzero(np.any(atoms.symbols, axis=1))
             self.rounded[id(settings)] = (settings, used[sent], atoms.rows(sent))
         return self.rounded[id(settings)][1:]
-
-    @cached_property
-    def coupling(self) -> Coupling | None:
-        """Which of the features in use are on together, where fit data were given to say."""
-        used = np.flatnonzero(self.statistics.frequency > 0)
-        moments = self.statistics.moments
-        return None if moments is None else Coupling.of(moments[used][:, used])
 
     @cached_property
     def prediction(self) -> np.ndarray | None:

@@ -58,13 +58,11 @@ def merged(explanations: Sequence[DictionaryExplanation]) -> DictionaryExplanati
                 "explanations with one and the same decoder matrix can share it"
             )
     every = [e.statistics for e in explanations]
-    moments = [s.moments for s in every if s.moments is not None]
     statistics = FeatureStatistics(
         frequency=np.max([s.frequency for s in every], axis=0),
         energy=np.sum([s.energy for s in every], axis=0),
         mean=first.statistics.mean,
         scale=first.statistics.scale,
-        moments=sum(moments[1:], moments[0]) if len(moments) == len(every) else None,
     )
     return replace(first, statistics=statistics, rounded={})
 

@@ -21,7 +21,7 @@ from mdl.errors import MessageError
 from mdl.message import Section
 from mdl.protocols import Inputs, Sample, Settings
 from mdl.state import State
-from mdl.static_rows import Coupling, metric_rows, predict_columns
+from mdl.static_rows import metric_rows, predict_columns
 
 KIND = "skip-dictionary"
 
@@ -66,21 +66,15 @@ class SkipDictionaryDecoder:
 
 @dataclass(frozen=True)
 class SkipPath:
-    """The sender's side of the linear map: `matrix` [d_in, d], and `moments` [d_in, d_in] = E[x x^T] on fit data."""
+    """The sender's side of the linear map: `matrix` [d_in, d], and `energy` [d_in] = E[x_i^2] on fit data."""
 
     matrix: np.ndarray
-    moments: np.ndarray
+    energy: np.ndarray
 
     @classmethod
     def of(cls, matrix: np.ndarray, inputs: np.ndarray) -> SkipPath:
         """A map, and what it is applied to, [n, d_in]."""
-        x = inputs.astype(np.float64)
-        return cls(matrix.astype(np.float64), x.T @ x / max(len(x), 1))
-
-    @cached_property
-    def coupling(self) -> Coupling | None:
-        """Which inputs go together."""
-        return Coupling.of(self.moments)
+        return cls(matrix.astype(np.float64), np.square(inputs, dtype=np.float64).mean(0))
 
     @cached_property
     def prediction(self) -> np.ndarray | None:
@@ -114,8 +108,7 @@ class TranscoderExplanation:
         section = self.dictionary.section(settings)
         if self.skip is None:
             return section
-        energy = np.diag(self.skip.moments).copy()
-        matrix = metric_rows(self.skip.matrix, energy, settings, self.skip.prediction, self.skip.coupling)
+        matrix = metric_rows(self.skip.matrix, self.skip.energy, settings, self.skip.prediction)
         return Section(KIND, (*section.header, matrix), section.parts)
 
     def encode(self, decoder: DictionaryDecoder | SkipDictionaryDecoder, sample: Sample, settings: Settings) -> State:

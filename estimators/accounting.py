@@ -20,11 +20,14 @@ from estimators.fidelity import Attempt, Bench, Coding
 from estimators.first_use import static_curve
 from estimators.intervals import compare_pairs
 from estimators.kernels import Damage
+from estimators.published.figures import published_figures
 from estimators.recovered import Baselines, explained_variance, recovered
 from estimators.solver import Solution, Solver
+from estimators.training_compute import TrainingLoss, compute_recovered, training_loss
 from estimators.transcript import Claim, Transcript
 from estimators.verification.audit import Finding, audit
-from mdl.ledger import Comparison, Entry, Score, Scorecard, ratio_stderr
+from mdl.errors import MessageError
+from mdl.ledger import Comparison, Entry, Published, Score, Scorecard, ratio_stderr
 from mdl.message import Message
 from mdl.protocols import Explanation, Settings
 from mdl.receiver import Receiver, Streams
@@ -34,6 +37,8 @@ from mdl.task import ACTIVATIONS, BEHAVIOUR, Task
 STATIC_SOURCE = "semi-adaptive tables and parametric codes, constriction's ANS"
 RATE_SOURCE = "Krichevsky and Trofimov 1981"
 KL_SOURCE = ("codelength", "M's samples under M_E, beyond M", "Cover 2006, 5.4")
+# Bits a token of the state's supports or indices and of its values, and of both streams under codes blind to token ids.
+SPLIT = ("support_bits", "value_bits", "state_bits_alone", "residual_bits_alone")
 Progress = Callable[[str, int, int], None]
 
 
@@ -156,14 +161,18 @@ class SurpriseAccounting:
         state, codes = solver.send(attempt, self.bench.held_out)
         writing = self.writer.submit(Streams.write, state, codes)
         settings: dict[str, float | str] = {"metric": attempt.metric, "step": attempt.step, **attempt.settings.knobs}
-        alone, special = attempt.damage, Receiver.of(attempt.message.data).special
+        receiver, inputs = Receiver.of(attempt.message.data), self.bench.held_out.sample.inputs
+        received = receiver.reconstruct(inputs, attempt.state, attempt.residual)
+        if not np.array_equal(received.values, attempt.received.values):
+            raise MessageError(f"{claim.explanation}: what the message's bytes decode to is not what was measured")
+        alone = attempt.damage
         if attempt.residual is not None:
-            alone = self.bench.measure(self.bench.held_out, attempt.received.prediction, special)
+            alone = self.bench.measure(self.bench.held_out, received.prediction, receiver.special)
         claim = replace(claim, settings=settings)
 
         def finish() -> Scored:
             streams = writing.result()
-            transcript = Transcript.of(streams, state, codes, attempt.received)
+            transcript = Transcript.of(streams, state, codes, received, receiver.terms(state.state))
             score = self.account(claim, attempt.message, transcript, attempt.damage, alone)
             return Scored(score, attempt.message.data, streams)
 
@@ -190,6 +199,7 @@ class SurpriseAccounting:
             for (column, length), size in zip(lengths.items(), transcript.stream_bytes, strict=True)
             if length is not None
         ]
+        corrected = None if transcript.residual is None else damage
         bits = sum((groups(x.per_token) for x in lengths.values() if x is not None), np.zeros(1))
         if claim.phenomenon == BEHAVIOUR:
             entries.append(Entry("KL", "residual", float(damage.kl_bits.mean()), kl_stderr, *KL_SOURCE))
@@ -212,8 +222,9 @@ class SurpriseAccounting:
             evaluations=claim.evaluations,
             slope=claim.slope,
             settings=claim.settings,
-            beside=self._beside(transcript, alone),
+            beside={**self._beside(transcript, alone), **self._training_compute(alone, corrected)},
             notes=claim.notes,
+            published=self._published(transcript, claim.horizon),
         )
 
     def _cheapest_for_behaviour(
@@ -252,15 +263,39 @@ class SurpriseAccounting:
 
     def _beside(self, transcript: Transcript, alone: Damage) -> Mapping[str, float]:
         """Of the explanation's own prediction, without the residual coder: as people use it."""
-        outputs = self.bench.held_out.sample.outputs
+        outputs, flops = self.bench.held_out.sample.outputs, self.task.description["region_flops"]
+        ratio = {} if self.task.region.input == "nothing" else {"flops_ratio": transcript.flops / flops}
         return {
             "l0": transcript.l0,
             "explained_variance": explained_variance(outputs, transcript.prediction),
             **recovered(alone, self.baselines),
             "prediction_kl_bits": float(np.mean(alone.kl_bits)),
-            "flops_ratio": transcript.flops / self.task.description["region_flops"],
+            **ratio,
             "learning_bits": transcript.learning,
+            **{name: bits / transcript.n_tokens for name, bits in zip(SPLIT, transcript.split, strict=True)},
         }
+
+    def _published(self, transcript: Transcript, horizon: float) -> Mapping[str, Published]:
+        outputs = self.bench.held_out.sample.outputs
+        return published_figures(transcript.terms, outputs, transcript.prediction, transcript.values, horizon)
+
+    @cached_property
+    def _training_loss(self) -> TrainingLoss | None:
+        """The model's loss against training compute, where the task says it."""
+        record = self.task.description.get("training")
+        return None if record is None else training_loss(record)
+
+    def _training_compute(self, alone: Damage, corrected: Damage | None) -> dict[str, float]:
+        """Shares of training compute whose models are as good: with the explanation's own prediction in place, and with
+        the residual coder's correction where there is one."""
+        law = self._training_loss
+        if law is None:
+            return {}
+        clean = float(np.nanmean(self.baselines.clean.loss_bits))
+        found = {"compute_recovered": alone}
+        if corrected is not None:
+            found["compute_recovered_corrected"] = corrected
+        return {k: compute_recovered(law, float(np.nanmean(d.loss_bits)) - clean) for k, d in found.items()}
 
 
 def _curve(solution: Solution, rate: float) -> list[tuple[float, float]]:

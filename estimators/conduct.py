@@ -69,8 +69,8 @@ class Conduct:
                 f"{name} tunes itself on held-out data: what it sends for the same settings is not what it sent before "
                 "it was given the held-out sample to encode. An explanation is fitted once, on fit data."
             )
-        section = decode_message(attempt.message.data)[1]
-        if not trusted(section.kind):
+        if not trusted(stated.kind):
+            section = decode_message(attempt.message.data)[1]
             check_decoder(name, section, self.bench.held_out.sample.inputs, attempt.state)
 
     def finish(self) -> None:

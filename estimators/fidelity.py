@@ -16,17 +16,19 @@ import numpy as np
 from estimators.first_use import static_bits
 from estimators.fisher import Metric, euclidean_metric, fisher_metric
 from estimators.kernels import Damage, RegionEvaluator, evaluator_for
+from estimators.prices import Outline, Prices, Size, independent
 from mdl.alphabets import check_alphabet
 from mdl.errors import ExplanationError, TaskError
 from mdl.message import Message, Section, encode_message
+from mdl.models.vectors import VECTORS
 from mdl.protocols import Decoder, Explanation, Sample, Settings
 from mdl.receiver import Receiver, Reconstruction, decoder_of, predicted, source_sections, special_section
 from mdl.state import DenseState, IndexState, JoinedState, SparseState, State, first_use_order
-from mdl.streams import Coded
 from mdl.task import Activations, Task
 from mdl.transform_coding import TransformCoder, moments, principal_axes
 
 PROBE_SEQUENCES = 16  # of the tuning data: enough to compare settings by, not to fit a transform on
+PROBE_ROWS = 4096  # the same, where a sequence is one row of numbers
 AXES_TOKENS = 32768  # at most so many tokens for the residual coder's axes
 QUANTISER_TOKENS = 8192  # at most so many for its thresholds and reconstruction points
 
@@ -70,7 +72,8 @@ class Bench:
     @cached_property
     def probe(self) -> Split:
         """A small part of the tuning data, for quick looks."""
-        return Split.of(self.evaluator, self.task.tune_activations.head(PROBE_SEQUENCES))
+        tune = self.task.tune_activations
+        return Split.of(self.evaluator, tune.head(PROBE_SEQUENCES if tune.tokens.shape[1] > 1 else PROBE_ROWS))
 
     @cached_property
     def held_out(self) -> Split:
@@ -87,7 +90,7 @@ class Bench:
 
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
-        if self.task.region.output == "logits":
+        if self.task.region.output in ("logits", VECTORS):  # for vectors, the Fisher metric is the Euclidean one
             return (euclidean_metric(self.task.width),)
         return (fisher_metric(self.evaluator, self.task.tune_activations, self.seed), euclidean_metric(self.task.width))
 
@@ -139,48 +142,27 @@ def encoded(explanation: Explanation, section: Section, sample: Sample, settings
 
 
 @dataclass(frozen=True)
-class Prices:
-    """Length of a stream under the codes that it is sent under, over that under the independent one.
-
-    A search compares settings by the independent code's length, a closed form, times these ratios, measured now and
-    then: codes that look at token ids take seconds to price.
-    """
-
-    state: float = 1.0
-    residual: float = 1.0
-
-    @classmethod
-    def of(cls, state: Coded, codes: Coded | None) -> Prices:
-        """Measured on one attempt's streams; 1 where there is nothing to compare."""
-        ratios = [1.0 if c is None else _ratio(c.length.total, c.state.bits()) for c in (state, codes)]
-        return cls(*ratios)
-
-
-def _ratio(coded: float, independent: float) -> float:
-    return coded / independent if min(coded, independent) > 0 else 1.0
-
-
-@dataclass(frozen=True)
 class Attempt:
     """An explanation coded at one step, as the receiver has it: everything here came out of the decoder.
 
-    `stated` is the explanation's section as it was stated, before its parts were put in the order of first use; `state`
-    and `residual` are the symbol streams (residual None under behaviour); `received` is what the receiver made
-    of them, `damage` its measured effect on M's predictions; `distortion` is e^T G e / 2 of the error left, nats a
-    token.
+    `stated` is the explanation's section as it was stated, before its parts were put in the order of first use;
+    `sections` are what is sent once, and `message` is these as bytes, written when asked for: sections are integers,
+    which come back from the bytes as they were (a score is refused if they do not); `state` and `residual` are the
+    symbol streams (residual None under behaviour); `received` is what the receiver made of them, `damage` its measured
+    effect on M's predictions; `distortion` is e^T G e / 2 of the error left, nats a token.
     """
 
     settings: Settings
     step: float
     metric: str
     stated: Section
-    message: Message
+    sections: tuple[Section, ...]
     state: State
     residual: DenseState | None
     received: Reconstruction
     damage: Damage
     distortion: float
-    prices: Prices = Prices()
+    prices: Prices = field(default_factory=Prices)
 
     @property
     def kl(self) -> float:
@@ -190,8 +172,13 @@ class Attempt:
     @cached_property
     def rate(self) -> float:
         """state + residual, bits a token, at the prices in force."""
-        residual = 0.0 if self.residual is None else self.prices.residual * self.residual.bits()
-        return (self.prices.state * self.state.bits() + residual) / self.state.n_tokens
+        residual = 0.0 if self.residual is None else self.prices.residual.bits(independent(self.residual))
+        return (self.prices.state.bits(independent(self.state)) + residual) / self.state.n_tokens
+
+    @cached_property
+    def message(self) -> Message:
+        """What is sent once, as bytes."""
+        return encode_message(list(self.sections))
 
     @property
     def total(self) -> float:
@@ -224,7 +211,7 @@ class Coding:
     section: Section
     coder: TransformCoder | None
     errors: np.ndarray | None = None
-    prices: Prices = Prices()
+    prices: Prices = field(default_factory=Prices)
     # The first example with its symbols and errors, for a look at it.
     seen: tuple[Sample, State, np.ndarray] | None = None
     # What does not depend on `step`, by split: shared by the codings that differ in it alone.
@@ -239,19 +226,19 @@ class Coding:
         settings: Settings,
         step: float,
         examples: tuple[Sample, ...] | None,
-        prices: Prices = Prices(),
+        prices: Prices | None = None,
     ) -> Coding:
         """Quantise the explanation for its settings, and fit the residual coder on `examples` (None: there is none)."""
         section = explanation.section(settings)
         if examples is None:
-            return cls(explanation, metric, settings, step, section, None, None, prices)
+            return cls(explanation, metric, settings, step, section, None, None, prices or Prices())
         states = [encoded(explanation, section, s, settings) for s in examples]
         decoder = decoder_of(section)
         errors = [s.outputs - predicted(decoder, s.inputs, state) for s, state in zip(examples, states, strict=True)]
         axes = principal_axes(*moments(np.concatenate(errors)), metric.root)
         some = errors[0][:: max(1, len(errors[0]) // QUANTISER_TOKENS)]
         coder, seen = TransformCoder.fit(axes, some, step), (examples[0], states[0], errors[0])
-        return cls(explanation, metric, settings, step, section, coder, some, prices, seen)
+        return cls(explanation, metric, settings, step, section, coder, some, prices or Prices(), seen)
 
     def at(self, step: float) -> Coding:
         """The same explanation and axes, the residual coder's quantiser fitted anew for another step."""
@@ -278,19 +265,21 @@ class Coding:
             section = self.section
             state = encoded(self.explanation, section, split.sample, self.settings)
             if isinstance(state, SparseState | IndexState | JoinedState):
-                # Features are numbered by first use in the stream, so their parts are sent in that order.
+                # Features are numbered by first use in the stream, so their parts are sent in that order. Parts
+                # beyond the state's, of which a function of the inputs decides, stay where they are.
                 touched = state.touched()
                 assert touched is not None
                 order = first_use_order(touched)
-                section, state = section.reordered(order), state.reordered(order)
+                state = state.reordered(order)
+                section = section.reordered(np.concatenate([order, np.arange(len(order), section.n_parts)]))
             self.sent[id(split)] = Sent(split, section, state)
         return self.sent[id(split)]
 
     def attempt(self, bench: Bench, split: Split) -> Attempt:
         """Send the split: message to bytes and back, reconstruction by the decoded decoders, measurement."""
         inputs, sent = split.sample.inputs, self._send(split)
-        message = encode_message(self.sections(bench, sent.section))
-        receiver = Receiver.of(message.data)
+        sections = self.sections(bench, sent.section)
+        receiver = Receiver.of_sections(sections)
         codes = None
         if self.coder is not None:
             codes = self.coder.encode(split.sample.outputs - predicted(receiver.decoder, inputs, sent.state))
@@ -300,7 +289,7 @@ class Coding:
             step=self.step,
             metric=self.metric.name,
             stated=self.section,
-            message=message,
+            sections=tuple(sections),
             state=sent.state,
             residual=codes,
             received=received,
@@ -345,18 +334,26 @@ class Outlook:
         return self.bench.metrics[0].distortion(left) / 2
 
     @cached_property
-    def lengths(self) -> tuple[float, float, float]:
-        """State and residual under the independent codes, and static bits as paid on first use; bits a token at N."""
-        coding, inputs, n = self.coding, self.bench.probe.sample.inputs, self.coding.settings.horizon
-        message = encode_message(coding.sections(self.bench, coding.section))
+    def sizes(self) -> tuple[Size, Size]:
+        """State and residual under the independent codes."""
+        return independent(self.state), independent(self.codes)
+
+    @cached_property
+    def outline(self) -> Outline:
+        """What the message would hold."""
+        return Outline.of(self.coding.sections(self.bench, self.coding.section))
+
+    def static_bits(self, price: float) -> float:
+        """static(N) at the horizon, as paid on first use."""
+        inputs, outline = self.bench.probe.sample.inputs, self.outline
         touched = [None, self.decoder.touched(inputs, self.state), self.codes.touched()]
         # A third party's decoder has its source behind these, which every token needs.
-        touched += [None] * (len(message.part_bits) - len(touched))
-        (static,) = static_bits(message, touched, self.state.n_tokens, np.array([n]))
-        tokens = self.state.n_tokens
-        return self.state.bits() / tokens, self.codes.bits() / tokens, static / n
+        touched += [None] * (len(outline.part_bits) - len(touched))
+        (bits,) = static_bits(outline, touched, self.state.n_tokens, np.array([self.coding.settings.horizon]))
+        return price * float(bits)
 
     def total(self, prices: Prices) -> float:
-        """Bits a token at the horizon, streams at these prices."""
-        state, residual, static = self.lengths
-        return prices.state * state + prices.residual * residual + static
+        """Bits a token at the horizon, at these prices."""
+        state, residual = self.sizes
+        rate = (prices.state.bits(state) + prices.residual.bits(residual)) / self.state.n_tokens
+        return self.static_bits(prices.static) / self.coding.settings.horizon + rate

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse
 
+from estimators.prices import Outline
 from mdl.ledger import StaticCurve
 from mdl.message import Message
 
@@ -55,7 +56,7 @@ def static_curve(message: Message, touched: Sequence[scipy.sparse.csr_array | No
 
 
 def static_bits(
-    message: Message, touched: Sequence[scipy.sparse.csr_array | None], n_tokens: int, grid: np.ndarray
+    message: Message | Outline, touched: Sequence[scipy.sparse.csr_array | None], n_tokens: int, grid: np.ndarray
 ) -> np.ndarray:
     """static(N) in bits for the N of an increasing grid, from a stream of `n_tokens`."""
     inside = grid <= n_tokens

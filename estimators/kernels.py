@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mdl.models.model import Model
-from mdl.models.torch_path import TorchModel
+from mdl.models import AnyModel, Model, TorchModel, Vectors
 from mdl.models.transformer import unembed
 from mdl.task import Activations, Region
 from mdl.units import nats_to_bits
@@ -119,8 +118,12 @@ class RegionEvaluator(Protocol):
         ...
 
 
-def evaluator_for(model: Model | TorchModel, region: Region) -> RegionEvaluator:
-    """Compiled JAX kernels, or the slower torch path for a module without an adapter."""
+def evaluator_for(model: AnyModel, region: Region) -> RegionEvaluator:
+    """Compiled JAX kernels, the slower torch path for a module without an adapter, or Gaussian outputs."""
+    if isinstance(model, Vectors):
+        from estimators.gaussian_kernels import GaussianEvaluator
+
+        return GaussianEvaluator(model, region)
     if isinstance(model, TorchModel):
         from estimators.torch_kernels import TorchEvaluator  # imports torch
 

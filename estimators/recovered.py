@@ -26,12 +26,15 @@ class Baselines:
 
 
 def recovered(damage: Damage, baselines: Baselines) -> dict[str, float]:
-    """CE and KL recovered, and the loss increase in bits a token."""
-    loss, clean, zero = (float(np.nanmean(d.loss_bits)) for d in (damage, baselines.clean, baselines.zero))
+    """CE and KL recovered, and the loss increase in bits a token; KL alone where no position predicts a next token."""
     kl, kl_zero = float(np.mean(damage.kl_bits)), float(np.mean(baselines.zero.kl_bits))
+    kl_recovered = (kl_zero - kl) / kl_zero if kl_zero else float("nan")
+    if np.isnan(baselines.clean.loss_bits).all():
+        return {"kl_recovered": kl_recovered}
+    loss, clean, zero = (float(np.nanmean(d.loss_bits)) for d in (damage, baselines.clean, baselines.zero))
     return {
         "ce_recovered": (zero - loss) / (zero - clean) if zero != clean else float("nan"),
-        "kl_recovered": (kl_zero - kl) / kl_zero if kl_zero else float("nan"),
+        "kl_recovered": kl_recovered,
         "loss_increase_bits": loss - clean,
     }
 

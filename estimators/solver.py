@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from estimators.fidelity import Attempt, Bench, Coding, Outlook, Prices, Split
+from estimators.fidelity import Attempt, Bench, Coding, Outlook, Split
 from estimators.fisher import Metric
+from estimators.prices import Outline, Prices
 from mdl.errors import ExplanationError, MessageError
 from mdl.protocols import Explanation, Sample, Settings
 from mdl.streams import Coded, CodedDense, choose
@@ -76,7 +77,7 @@ class Solver:
         self.coded = choose(attempt.state, context, self.coded)
         codes = None if attempt.residual is None else CodedDense.choose(attempt.residual, context, self.corrected)
         self.corrected = codes or self.corrected
-        self.prices = Prices.of(self.coded, codes)
+        self.prices = Prices.of(self.coded, codes, attempt.message.whole_bits / Outline.of(attempt.sections).whole_bits)
         return self.coded, codes
 
     def for_horizon(self, horizon: float) -> Solver:

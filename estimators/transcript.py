@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse
 
+from estimators.prices import coded, independent
+from estimators.published.figures import Terms
 from mdl.ledger import Score
 from mdl.receiver import Reconstruction, Streams
 from mdl.state import StreamLength
@@ -44,32 +46,47 @@ class Transcript:
 
     **Arguments:** `stream_bytes`: sizes of the state and the residual stream as files; `state`, `residual`: their exact
     lengths under their codes and the spread over tokens (residual None under behaviour); `l0`: parts on, a token;
+    `split`: bits of the state's choices and of its numbers, and of state and residual under the independent codes;
     `prediction`, `values` [n, d]: the explanation's own part, and with the residual coder's correction; `touched`,
-    `flops`: as in `mdl.receiver.Reconstruction`.
+    `flops`: as in `mdl.receiver.Reconstruction`; `terms`: the state's symbols as real numbers, where others' formulas
+    have something to say of it.
     """
 
     stream_bytes: tuple[int, int]
     state: StreamLength
     residual: StreamLength | None
     l0: float
+    split: tuple[float, float, float, float]
     prediction: np.ndarray
     values: np.ndarray
     touched: tuple[scipy.sparse.csr_array | None, ...]
     flops: float
+    terms: Terms | None = None
 
     @classmethod
-    def of(cls, streams: Streams, state: Coded, codes: Coded | None, received: Reconstruction) -> Transcript:
-        """From decoded symbols, the codes they came under, and their reconstruction."""
+    def of(
+        cls,
+        streams: Streams,
+        state: Coded,
+        codes: Coded | None,
+        received: Reconstruction,
+        additive: tuple[scipy.sparse.csr_array, np.ndarray] | None = None,
+    ) -> Transcript:
+        """From decoded symbols, the codes they came under, their reconstruction, and what `Receiver.terms` says."""
         touched = state.state.touched()
+        size, alone = coded(state), independent(state.state)
+        corrected = 0.0 if codes is None else codes.state.bits()
         return cls(
             stream_bytes=(len(streams.state), len(streams.residual)),
             state=state.length,
             residual=None if codes is None else codes.length,
             l0=0.0 if touched is None else touched.nnz / state.state.n_tokens,
+            split=(size.choices, size.numbers, alone.choices + alone.numbers, corrected),
             prediction=received.prediction,
             values=received.values,
             touched=received.touched,
             flops=received.flops,
+            terms=Terms.of(state.state, additive),
         )
 
     @property
@@ -86,6 +103,7 @@ class Transcript:
         """Write an .npz of plain arrays."""
         arrays: dict[str, np.ndarray] = {
             "figures": np.array([*self.stream_bytes, self.l0, self.flops], np.float64),
+            "split": np.array(self.split, np.float64),
             "prediction": self.prediction,
             "values": self.values,
         }
@@ -99,6 +117,8 @@ class Transcript:
             if uses is not None:
                 csr = scipy.sparse.csr_array(uses)
                 arrays[f"touched_{index}_indices"], arrays[f"touched_{index}_indptr"] = csr.indices, csr.indptr
+        if self.terms is not None:
+            arrays |= _saved_terms(self.terms)
         with path.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -113,11 +133,26 @@ class Transcript:
                 state=_length(arrays, "state"),
                 residual=_length(arrays, "residual") if "residual_figures" in arrays.files else None,
                 l0=l0,
+                split=tuple(arrays["split"].tolist()),
                 prediction=arrays["prediction"],
                 values=arrays["values"],
                 touched=tuple(_uses(arrays, index) for index in range(sections)),
                 flops=flops,
+                terms=_terms(arrays) if "terms_shape" in arrays.files else None,
             )
+
+
+def _saved_terms(terms: Terms) -> dict[str, np.ndarray]:
+    matrix = terms.coefficients
+    parts = {"shape": np.array(matrix.shape), "data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr}
+    rows = {} if terms.rows is None else {"rows": terms.rows}
+    return {f"terms_{name}": array for name, array in (parts | rows).items()}
+
+
+def _terms(arrays: np.lib.npyio.NpzFile) -> Terms:
+    data, indices, indptr, shape = (arrays[f"terms_{name}"] for name in ("data", "indices", "indptr", "shape"))
+    matrix = scipy.sparse.csr_array((data, indices, indptr), shape=tuple(shape.tolist()))
+    return Terms(matrix, arrays["terms_rows"] if "terms_rows" in arrays.files else None)
 
 
 def _length(arrays: np.lib.npyio.NpzFile, name: str) -> StreamLength:

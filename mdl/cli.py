@@ -62,6 +62,23 @@ class TokensType(click.ParamType):
         return number
 
 
+class LawType(click.ParamType):
+    """A scaling law: E,A,alpha or E,A,alpha,C."""
+
+    name = "law"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) not in (3, 4):
+            self.fail(f"{value!r} is no scaling law: write E,A,alpha or E,A,alpha,C of E + A C^-alpha", param, ctx)
+        return numbers
+
+
 @dataclass(frozen=True)
 class Request:
     """What `mdl compare` was asked for. None means the default of `mdl.score.compare`."""
@@ -77,7 +94,10 @@ class Request:
     horizon: float | None
     envelope: tuple[float, ...]
     training_tokens: float | None
+    loss_curve: Path | None
+    scaling_law: tuple[float, ...] | None
     sequences: int | None
+    fit_sequences: int | None
     context: int | None
     seed: int
     out: Path
@@ -120,7 +140,15 @@ _OPTIONS = (
         help="Another N for which explanations are quantised anew. Repeatable. [default: none]",
     ),
     click.option("--training-tokens", type=TokensType(), help="What the model was trained on: one more N to show."),
+    click.option("--loss-curve", type=_FILE, help="Its training: JSON lines with flops, tokens or step; loss (nats)."),
+    click.option(
+        "--scaling-law",
+        type=LawType(),
+        metavar="E,A,ALPHA[,C]",
+        help="Its training as a law, nats: E + A C^-ALPHA. [C: 6 x parameters x training tokens]",
+    ),
     click.option("--sequences", type=_COUNT, help="Held-out sequences to score."),
+    click.option("--fit-sequences", type=_COUNT, help="Sequences to fit explanations on. [default: 800]"),
     click.option("--context", type=_COUNT, help="Tokens a sequence."),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split and of random choices."),
     click.option(
@@ -273,7 +301,10 @@ def _call(request: Request, explanations: list[str] | None, progress: ProgressCa
         horizon=request.horizon,
         envelope=request.envelope,
         training_tokens=request.training_tokens,
+        loss_curve=request.loss_curve,
+        scaling_law=request.scaling_law,
         sequences=request.sequences,
+        fit_sequences=request.fit_sequences,
         context=request.context,
         seed=request.seed,
         out=request.out,

@@ -21,7 +21,7 @@ import numpy as np
 
 from mdl.errors import MDLError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3  # 3: scores have `published`
 COLUMNS = ("static", "state", "residual")
 # From the strongest claim to the weakest; a total carries the weakest of its parts.
 OBTAINED = ("coded", "codelength", "estimate")
@@ -59,6 +59,20 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Published:
+    """What another's formula says of the same explanation: never part of a column, never added to anything.
+
+    **Arguments:** `value`: in `unit`; `code`: the formula; `source`: where it is printed; `obtained`: as in `Entry`.
+    """
+
+    value: float
+    code: str
+    source: str
+    unit: str = "bits a token"
+    obtained: str = "estimate"
+
+
+@dataclass(frozen=True)
 class StaticCurve:
     """static(N), paid on first use: bits at each N of an increasing grid, and the size of the whole message."""
 
@@ -83,8 +97,9 @@ class Score:
     sampling; `sequence_tokens`: how many scored tokens each has; `slope`: -d rate / d ln KL of that correction,
     bits a token; `curve`: measured (KL, state + residual) points, bits a token; `settings`: the knobs that gave the
     shortest total; `beside`: figures printed beside the score (L0, explained variance, recovered CE and KL, FLOPs),
-    which never enter it; `message_file`: the message's name in messages/, beside which lie its streams, .state and
-    .residual; `notes`: what a reader has to know.
+    which never enter it; `published`: what others' formulas say, by a short name, which never enters it either;
+    `message_file`: the message's name in messages/, beside which lie its streams, .state and .residual; `notes`: what a
+    reader has to know.
     """
 
     explanation: str
@@ -104,6 +119,7 @@ class Score:
     beside: Mapping[str, float] = field(default_factory=dict)
     message_file: str = ""
     notes: tuple[str, ...] = ()
+    published: Mapping[str, Published] = field(default_factory=dict)
 
     def column(self, name: str) -> float:
         """Bits of a column: once for static (the whole message), per token for state and residual."""
@@ -265,8 +281,9 @@ def _read_score(raw: dict[str, Any]) -> Score:
     static = StaticCurve(**drawn)
     entries = tuple(Entry(**e) for e in raw.pop("entries"))
     curve = tuple((p[0], p[1]) for p in raw.pop("curve"))
+    published = {name: Published(**p) for name, p in raw.pop("published").items()}
     fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-    return Score(static=static, entries=entries, curve=curve, **fixed)
+    return Score(static=static, entries=entries, curve=curve, published=published, **fixed)
 
 
 def _read_comparison(raw: dict[str, Any]) -> Comparison:

@@ -137,6 +137,18 @@ class Decoder(Protocol):
 
 
 @runtime_checkable
+class AdditiveDecoder(Decoder, Protocol):
+    """A decoder that may say which sum its prediction is; what others' formulas are worked out from."""
+
+    def terms(self, state: State) -> tuple[scipy.sparse.csr_array, np.ndarray]:
+        """Coefficients [n, parts], stored where symbols are not zero, and rows [parts, d].
+
+        The prediction is coefficients @ rows and what does not depend on which parts are on.
+        """
+        ...
+
+
+@runtime_checkable
 class Explanation(Protocol):
     """The sender's side of an explanation of one region.
 

@@ -7,6 +7,7 @@ token. Each is a file, of which every bit is counted.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,7 +22,7 @@ from mdl.decoder_source import check_source, is_ours, source_section
 from mdl.errors import CodeError, MessageError
 from mdl.message import QuantisedArray, Section, decode_message
 from mdl.plugins import load
-from mdl.protocols import Decoder, Inputs
+from mdl.protocols import AdditiveDecoder, Decoder, Inputs
 from mdl.state import DenseState, State
 from mdl.streams import Coded, CodedDense
 from mdl.transform_coding import KIND, ComponentsDecoder
@@ -119,7 +120,11 @@ class Receiver:
     def of(cls, data: bytes) -> Receiver:
         """**Raises:** `MessageError` for bytes that are not a message of these sections, or where a third party's
         decoder is installed whose source is not what the message carries."""
-        sections = decode_message(data)
+        return cls.of_sections(decode_message(data))
+
+    @classmethod
+    def of_sections(cls, sections: Sequence[Section]) -> Receiver:
+        """From what a message decodes to. **Raises:** as `of`."""
         kinds = [s.kind for s in sections]
         source = [] if len(kinds) < 2 or trusted(kinds[1]) else [SOURCE]
         if len(sections) < 2 or kinds[0] != SPECIAL or kinds[2:] not in (source, [KIND, *source]):
@@ -154,6 +159,12 @@ class Receiver:
         touched += [None] * self.sources
         flops = self.decoder.flops_per_token(*_told(self.decoder, inputs, state))
         return Reconstruction(prediction, values, tuple(touched), flops)
+
+    def terms(self, state: State) -> tuple[scipy.sparse.csr_array, np.ndarray] | None:
+        """Coefficients [n, parts] and rows [parts, d] of an additive decoder of ours; None of any other."""
+        if self.sources or not isinstance(self.decoder, AdditiveDecoder):
+            return None
+        return self.decoder.terms(state)
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from mdl import plugins
-from mdl.data import Dataset, Sizes, embedded_text, from_dataset, from_text, from_tokens
+from mdl.data import Dataset, Sizes, embedded_text, from_dataset, from_rows, from_text, from_tokens
 from mdl.errors import DataError, ExplanationError, TaskError, did_you_mean
 from mdl.ledger import Score, Scorecard
-from mdl.models import Model, TorchModel
+from mdl.models import AnyModel, Model, TorchModel, Vectors
 from mdl.models.load import PROCESSING, load_processed
+from mdl.models.vectors import VECTORS
 from mdl.protocols import Decomposition, Explanation
 from mdl.seal import check_seal, seal
 from mdl.task import ACTIVATIONS, BEHAVIOUR, DEFAULT_FIDELITIES, Task, build_task, parse_region
+from mdl.training import loss_curve as checked_curve
+from mdl.training import read_loss_curve, training_flops
+from mdl.training import scaling_law as checked_law
 
 EMBEDDED = Path(__file__).parent / "embedded"
 EMBEDDED_SOURCE = "embedded"
@@ -51,9 +58,11 @@ def embedded_saes() -> list[Path]:
     return sorted(p.parent for p in (EMBEDDED / "saes").glob("*/cfg.json"))
 
 
-def default_explanations(model: Model | TorchModel, region_text: str) -> list[str]:
+def default_explanations(model: AnyModel, region_text: str) -> list[str]:
     """The yardsticks that make sense for the region, and the embedded SAEs where it is theirs."""
     region = parse_region(region_text, model)
+    if isinstance(model, Vectors):
+        return [YARDSTICK, f"pca:rank={max(1, model.site_width(VECTORS) // 8)}", "random-dictionary"]
     names = [YARDSTICK, "token-table"]
     if region.output == "logits":
         return names
@@ -67,24 +76,29 @@ def default_explanations(model: Model | TorchModel, region_text: str) -> list[st
 
 
 def load_data(
-    model: Model | TorchModel,
+    model: AnyModel,
     *,
     text: Path | None = None,
     tokens: Path | None = None,
     dataset: Path | None = None,
     context: int | None = None,
     sequences: int | None = None,
+    fit_sequences: int | None = None,
     seed: int = 0,
 ) -> Dataset:
     """Sequences in three splits, from one source: a text, a token array, a dataset on disk, or the embedded text.
 
     **Raises:** `DataError` if the context is longer than the model's, or the source cannot be used.
     """
+    if isinstance(model, Vectors):
+        if (text, tokens, dataset, context) != (None,) * 4:
+            raise DataError(f"{model.name}: rows of numbers are their own data: give no text, tokens, dataset, context")
+        return from_rows(model.first_equal, sequences, seed, model.name)
     limit = model.n_ctx or sys.maxsize if isinstance(model, TorchModel) else model.config.n_ctx
     if context is not None and not 2 <= context <= limit:
         raise DataError(f"a context of {context} tokens is asked for; this model takes 2 to {limit}")
     length = min(context or DEFAULT_CONTEXT, limit)
-    sizes = Sizes() if sequences is None else Sizes(held_out=sequences)
+    sizes = Sizes(fit=fit_sequences or Sizes.fit, held_out=sequences or Sizes.held_out)
     if tokens is not None:
         return from_tokens(Path(tokens), sizes, seed, context)
     if text is not None:
@@ -183,20 +197,26 @@ def compare(
     dataset: Path | None = None,
     context: int | None = None,
     sequences: int | None = None,
+    fit_sequences: int | None = None,
     horizon: float | None = None,
     envelope: Sequence[float] = (),
     training_tokens: float | None = None,
+    loss_curve: Path | None = None,
+    scaling_law: Sequence[float] | None = None,
     seed: int = 0,
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> Scorecard:
     """Compare explanations of a region of a model, on some text, in bits.
 
+    `model` may also be rows of numbers, to be reproduced up to a share of their variance (`Vectors`, or an .npy file).
     All defaults: the embedded model, its middle residual stream, its SAEs, every yardstick. `model`: what `load_model`
     takes or gives; a torch module without an adapter needs a region, "upstream of SUBMODULE". `process`: weight
     processing that it is loaded with, switches of `load_model`. Explanations are given as
     "NAME:key=value" or as objects; "nothing", the yardstick of all, is always among them. `training_tokens`: what
-    the model was trained on, one more N at which totals are shown. `out` gets scorecard.json and messages/, each file
+    the model was trained on, one more N at which totals are shown; `loss_curve` (JSON lines) or `scaling_law` (E, A,
+    alpha and, if known, C): its loss against training compute (`mdl.training`), for the share of that which an
+    explanation recovers; where both are given the law counts. `out` gets scorecard.json and messages/, each file
     written whole or not at all.
 
     **Raises:** `MDLError` of the kind that fits, before any long work where that can be known.
@@ -209,13 +229,12 @@ def compare(
     check_phenomena(place.output, phenomena, fidelities)
     for n in (horizon, *envelope):
         check_horizon(n)
-    data = load_data(loaded, text=text, tokens=tokens, dataset=dataset, context=context, sequences=sequences, seed=seed)
+    training = _training(model is None, loaded, training_tokens, loss_curve, scaling_law)
+    source = partial(load_data, loaded, text=text, tokens=tokens, dataset=dataset, context=context, seed=seed)
+    data = source(sequences=sequences, fit_sequences=fit_sequences)
     task = build_task(loaded, region, data, progress or _silent)
     processed = {"model_processing": sorted(process)} if process else {}
-    task = replace(task, description={**task.description, "model_source": _source(model), **processed})
-    training_tokens = EMBEDDED_TRAINING_TOKENS if model is None else training_tokens
-    if training_tokens is not None:
-        task = replace(task, description={**task.description, "training_tokens": float(training_tokens)})
+    task = replace(task, description={**task.description, "model_source": _source(model), **processed, **training})
     card, messages = score(
         task,
         decompositions,
@@ -231,9 +250,34 @@ def compare(
     return card
 
 
-def _decompositions(
-    wanted: Sequence[str | Decomposition] | None, model: Model | TorchModel, region: str
-) -> list[Decomposition]:
+def _training(
+    embedded: bool,
+    model: AnyModel,
+    tokens: float | None,
+    curve: Path | None,
+    law: Sequence[float] | None,
+) -> dict[str, Any]:
+    """What is known of the model's training, for the task's description."""
+    tokens = EMBEDDED_TRAINING_TOKENS if embedded else tokens
+    if isinstance(model, Vectors):
+        if (tokens, curve, law) != (None, None, None):
+            raise TaskError("rows of numbers were not trained: leave out training tokens, loss curve and scaling law")
+        return {}
+    known: dict[str, Any] = {} if tokens is None else {"training_tokens": float(tokens)}
+    if law is not None:
+        flops = None if tokens is None else training_flops(model.n_parameters, tokens)
+        return {**known, "training": checked_law(law, flops)}
+    vocabulary = model.site_width("logits")
+    if curve is not None:
+        return {**known, "training": read_loss_curve(Path(curve), vocabulary)}
+    if embedded:
+        points = json.loads((EMBEDDED / "loss_curve.json").read_text())
+        del points["about"]
+        return {**known, "training": checked_curve(points, vocabulary)}
+    return known
+
+
+def _decompositions(wanted: Sequence[str | Decomposition] | None, model: AnyModel, region: str) -> list[Decomposition]:
     """The yardstick and what is asked for, or the defaults; refused before any long work where they do not fit."""
     chosen = list(wanted) if wanted else default_explanations(model, region)
     if wanted and YARDSTICK not in chosen:
@@ -261,10 +305,12 @@ def check_phenomena(
     output: str, phenomena: Sequence[str] | None, fidelities: Sequence[float] | None
 ) -> tuple[list[str], list[float]]:
     """Defaults, and refusals: what is unknown, out of range, or makes no sense for a region that ends at the logits."""
-    known = [BEHAVIOUR] if output == "logits" else [ACTIVATIONS, BEHAVIOUR]
+    known = {"logits": [BEHAVIOUR], VECTORS: [ACTIVATIONS]}.get(output, [ACTIVATIONS, BEHAVIOUR])
     for name in phenomena or ():
         if name not in (ACTIVATIONS, BEHAVIOUR):
             raise TaskError(f"no phenomenon {name!r}: it is {ACTIVATIONS!r} or {BEHAVIOUR!r}")
+        if name not in known and output == VECTORS:
+            raise TaskError("rows of numbers have no behaviour, for no model runs on from them: take 'activations'")
         if name not in known:
             raise TaskError("a region that ends at the logits has no activations to reproduce: take 'behaviour'")
     chosen = list(fidelities) if fidelities else list(DEFAULT_FIDELITIES)
@@ -292,18 +338,20 @@ def _source(model: str | Path | object | None) -> str:
     return str(Path(model).resolve()) if Path(model).exists() else str(model)
 
 
-def _loaded(model: str | Path | object | None, process: Sequence[str]) -> Model | TorchModel:
+def _loaded(model: str | Path | object | None, process: Sequence[str]) -> AnyModel:
     for step in process:
         if step not in PROCESSING:
             raise TaskError(f"no weight processing {step!r}.{did_you_mean(step, PROCESSING)} There is {PROCESSING}.")
-    if isinstance(model, Model | TorchModel):
+    if isinstance(model, AnyModel):
         if process:
             raise TaskError(f"process={list(process)} for a model that is loaded already: give load_model the switches")
         return model
     return embedded_model(process) if model is None else load_processed(model, process)
 
 
-def _middle(model: Model | TorchModel) -> str:
+def _middle(model: AnyModel) -> str:
+    if isinstance(model, Vectors):
+        return VECTORS
     if isinstance(model, TorchModel):
         raise TaskError(
             f"{model.name} runs as a torch module, without an adapter, so it has no default region: give 'upstream of "

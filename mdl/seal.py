@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mdl.errors import ExplanationError
-from mdl.models.model import Model
+from mdl.models import Model, TorchModel
 from mdl.task import Task
 
 WEIGHTS = "the model's weights"
@@ -23,9 +23,10 @@ def seal(task: Task, further: Mapping[str, np.ndarray] | None = None) -> dict[st
         for name in ("tokens", "scored", "groups", "outputs", "inputs", "boundary"):
             arrays[f"{name} of {split}"] = getattr(getattr(task, split), name, None)
     found: dict[str, Any] = {name: _hash(array) for name, array in arrays.items() if array is not None}
+    found[WEIGHTS] = ()
     if isinstance(task.model, Model):
         found[WEIGHTS] = tuple(jax.tree.leaves(task.model.params))
-    else:
+    elif isinstance(task.model, TorchModel):
         found[WEIGHTS] = tuple(p._version for p in task.model.module.parameters())
     return found
 

@@ -187,11 +187,18 @@ class SparseState:
         return SparseState.from_matrix(self.matrix()[:, order], self.classes[order], self.signed)
 
     def bits(self) -> float:
-        support = IntroductionCode().bits((self.tokens, self.features), self.n_tokens).total
+        return self.support_bits() + self.value_bits()
+
+    def support_bits(self) -> float:
+        """Of which features are on."""
+        return IntroductionCode().bits((self.tokens, self.features), self.n_tokens).total
+
+    def value_bits(self) -> float:
+        """Of the values alone."""
         if not self.values.size:
-            return support
+            return 0.0
         code = AdaptiveInteger(signed=self.signed, with_zero=False)
-        return support + float(np.sum(code.bits(self.values, self.classes[self.features], int(self.classes.max()) + 1)))
+        return float(np.sum(code.bits(self.values, self.classes[self.features], int(self.classes.max()) + 1)))
 
     def length(self) -> StreamLength:
         support = IntroductionCode().bits((self.tokens, self.features), self.n_tokens)

@@ -2,7 +2,8 @@
 
 A region is a contiguous piece of the computational graph: the receiver can compute what enters it, and runs the rest of
 the model behind it. It is given as text: "upstream of blocks.2.hook_resid_pre", "blocks.1.mlp", "blocks.1.attn", or
-"model"; for a torch module without an adapter, "upstream of " a submodule's name, or "model".
+"model"; for a torch module without an adapter, "upstream of " a submodule's name, or "model"; for rows of numbers,
+"vectors".
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import numpy as np
 
 from mdl.data import Dataset, refuse_repeats
 from mdl.errors import DataError, TaskError, did_you_mean
+from mdl.models import AnyModel
 from mdl.models.model import Model
 from mdl.models.torch_path import TorchModel
 from mdl.models.transformer import run
+from mdl.models.vectors import VECTORS, Vectors
 from mdl.protocols import Inputs, Sample
 
 BEHAVIOUR, ACTIVATIONS = "behaviour", "activations"
@@ -43,9 +46,13 @@ class Region:
     output: str
 
 
-def parse_region(text: str, model: Model | TorchModel) -> Region:
+def parse_region(text: str, model: AnyModel) -> Region:
     """Read a region's text. **Raises:** `TaskError` with the forms that exist, or the nearest site names."""
     text = " ".join(text.split())
+    if isinstance(model, Vectors):
+        if text != VECTORS:
+            raise TaskError(f"no region {text!r}: {model.name} are rows of numbers, and their region is {VECTORS!r}")
+        return Region(text, "nothing", VECTORS)
     if text == "model":
         return Region(text, "tokens", "logits")
     if isinstance(model, TorchModel):
@@ -84,8 +91,10 @@ def _torch_region(text: str, model: TorchModel) -> Region:
     return Region(text, "tokens", match[1])
 
 
-def region_flops(model: Model | TorchModel, region: Region, context: int) -> int | float:
+def region_flops(model: AnyModel, region: Region, context: int) -> int | float:
     """FLOPs per token (a multiply-add is two) between the region's boundaries; NaN for a torch module: unknown."""
+    if isinstance(model, Vectors):
+        return 0
     if isinstance(model, TorchModel):
         return math.nan
     if region.output == "logits":
@@ -149,7 +158,7 @@ class Task:
     `description`: model, data and their hashes, which go into the scorecard.
     """
 
-    model: Model | TorchModel
+    model: AnyModel
     region: Region
     fit_activations: Activations
     tune_activations: Activations
@@ -170,7 +179,7 @@ class Task:
         return replace(self, held_out=None)
 
 
-def build_task(model: Model | TorchModel, region_text: str, data: Dataset, progress: Callable[..., Any]) -> Task:
+def build_task(model: AnyModel, region_text: str, data: Dataset, progress: Callable[..., Any]) -> Task:
     """Run the model once over all the data and keep what the region's boundaries carry.
 
     **Raises:** `TaskError` for the region, `DataError` for sequences longer than the model's context or token ids
@@ -190,7 +199,7 @@ def build_task(model: Model | TorchModel, region_text: str, data: Dataset, progr
         )
     if isinstance(model, TorchModel):
         _check_cut(model, region, data.fit[:2])
-    refuse_repeats(data)
+    refuse_repeats(_contents(model, data) if isinstance(model, Vectors) else data)
     parts = []
     for index, (name, tokens, groups) in enumerate(data.splits()):
         progress(f"running the model on {name} data", index, 3)
@@ -213,11 +222,19 @@ def build_task(model: Model | TorchModel, region_text: str, data: Dataset, progr
     return Task(model, region, parts[0], parts[1], parts[2], description)
 
 
-def _limits(model: Model | TorchModel) -> tuple[int | float, int]:
+def _limits(model: AnyModel) -> tuple[int | float, int]:
     """The longest sequence (infinite where positions have no end, or none is known), and the number of token ids."""
     if isinstance(model, TorchModel):
         return model.n_ctx or math.inf, model.site_width("logits")
+    if isinstance(model, Vectors):
+        return 1, len(model.rows)
     return model.config.n_ctx if model.config.positions == "learned" else math.inf, model.config.d_vocab
+
+
+def _contents(model: Vectors, data: Dataset) -> Dataset:
+    """The data with equal rows under one number."""
+    same = model.first_equal
+    return replace(data, fit=same[data.fit], tune=same[data.tune], held_out=same[data.held_out])
 
 
 def _check_cut(model: TorchModel, region: Region, tokens: np.ndarray) -> None:
@@ -229,28 +246,30 @@ def _check_cut(model: TorchModel, region: Region, tokens: np.ndarray) -> None:
         )
 
 
-def collect(
-    model: Model | TorchModel, region: Region, tokens: np.ndarray, scored: np.ndarray, groups: np.ndarray
-) -> Activations:
+def collect(model: AnyModel, region: Region, tokens: np.ndarray, scored: np.ndarray, groups: np.ndarray) -> Activations:
     """M's activations at the region's boundaries. **Raises:** `DataError` naming the site that is not finite."""
     if isinstance(model, TorchModel):
         outputs = _torch_outputs(model, region.output, tokens)
         _check_finite(region.output, outputs)
         return Activations(tokens, scored, groups, outputs, None, None)
+    if isinstance(model, Vectors):
+        return Activations(np.zeros_like(tokens), scored, groups, model.rows[tokens], None, None)
     known = _receivers_sites(model, region)
     arrays = _read_sites(model, {region.output, *known}, tokens)
     return Activations(tokens, scored, groups, arrays[region.output], *_boundary(model, region, tokens, arrays))
 
 
 def collect_boundary(
-    model: Model, region: Region, tokens: np.ndarray, scored: np.ndarray, groups: np.ndarray
+    model: Model | Vectors, region: Region, tokens: np.ndarray, scored: np.ndarray, groups: np.ndarray
 ) -> Activations:
     """What the receiver computes for itself: inputs and boundary. The outputs are zeros, for an explanation to fill.
 
     **Raises:** `DataError` naming a site that is not finite, as it is where the receiver lacks weights that it needs.
     """
-    arrays = _read_sites(model, _receivers_sites(model, region), tokens)
     outputs = np.zeros((*tokens.shape, model.site_width(region.output)), np.float32)
+    if isinstance(model, Vectors):
+        return Activations(tokens, scored, groups, outputs, None, None)
+    arrays = _read_sites(model, _receivers_sites(model, region), tokens)
     return Activations(tokens, scored, groups, outputs, *_boundary(model, region, tokens, arrays))
 
 

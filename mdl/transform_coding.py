@@ -52,12 +52,23 @@ class ComponentsDecoder:
         return DenseAlphabet(len(self.rows))
 
     def predict(self, inputs: Inputs, state: State) -> np.ndarray:
+        return self.mean + self._points(state) @ self.rows
+
+    def _points(self, state: State) -> np.ndarray:
+        """r(q), float32 [n, r]."""
         assert isinstance(state, DenseState)
         q = state.values
         level = np.minimum(np.abs(q), SHIFT_LEVELS)
         padded = np.concatenate([np.zeros((len(self.rows), 1), np.float32), self.shifts], 1)
         points = np.sign(q) * (np.abs(q) - padded[np.arange(len(self.rows)), level])
-        return self.mean + points.astype(np.float32) @ self.rows
+        return points.astype(np.float32)
+
+    def terms(self, state: State) -> tuple[scipy.sparse.csr_array, np.ndarray]:
+        """Coefficients r(q) [n, r] and rows [r, d]."""
+        assert isinstance(state, DenseState)
+        coefficients = scipy.sparse.csr_array(state.values).astype(np.float32)
+        coefficients.data = self._points(state)[state.values != 0]
+        return coefficients, self.rows
 
     def touched(self, inputs: Inputs, state: State) -> scipy.sparse.csr_array | None:
         return state.touched()

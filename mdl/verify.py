@@ -11,7 +11,7 @@ from mdl import plugins
 from mdl.data import Dataset
 from mdl.errors import DataError, MDLError, MessageError, TaskError
 from mdl.ledger import Score, Scorecard, read_scorecard
-from mdl.models import Model, TorchModel
+from mdl.models import AnyModel
 from mdl.models.load import load_processed
 from mdl.receiver import Streams
 from mdl.score import DATA_FILE, EMBEDDED_SOURCE, ESTIMATOR, SCORECARD_FILE, embedded_model, stream_file
@@ -65,17 +65,17 @@ def _sent(run: Path, score: Score) -> tuple[bytes, Streams]:
     )
 
 
-def _model(card: Scorecard, given: str | Path | object | None) -> Model | TorchModel:
+def _model(card: Scorecard, given: str | Path | object | None) -> AnyModel:
     source = card.task.get("model_source", "") if given is None else given
     if source == "":
         raise TaskError("this run was made from a model object: say where the model is with --model")
-    if isinstance(source, Model | TorchModel):
+    if isinstance(source, AnyModel):
         return source
     process = card.task.get("model_processing", [])
     return embedded_model(process) if source == EMBEDDED_SOURCE else load_processed(source, process)
 
 
-def _task(card: Scorecard, model: Model | TorchModel, data: Dataset, progress: Progress) -> Task:
+def _task(card: Scorecard, model: AnyModel, data: Dataset, progress: Progress) -> Task:
     """The task of a scorecard. **Raises:** `MDLError` where model or data turn out to be others."""
     if model.fingerprint != card.task["model_fingerprint"]:
         raise TaskError(

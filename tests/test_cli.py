@@ -61,7 +61,7 @@ def test_all_defaults_reach_compare_as_none(calls):
     assert arguments.pop("envelope") == ()
     assert set(arguments) == {
         "model", "region", "phenomena", "fidelities", "text", "tokens", "dataset", "explanations", "horizon",
-        "training_tokens", "sequences", "context", "progress",
+        "training_tokens", "loss_curve", "scaling_law", "sequences", "context", "progress",
     }  # fmt: skip
     assert set(arguments.values()) == {None}
     assert sorted(os.listdir("run")) == ["compare.png", "messages", "scorecard.json"]
@@ -74,7 +74,7 @@ def test_every_option_reaches_compare(calls, tmp_path):
     (tmp_path / "t.npy").touch()
     command = "compare --model m --phenomenon activations --phenomenon behaviour --fidelity 1% --fidelity 0.001"
     command += " --tokens t.npy --with pca:rank=16 --with sae:path=a --horizon 1e6 --sequences 20 --context 64"
-    command += " --seed 3 --out there --envelope 10k --envelope 1e8"
+    command += " --seed 3 --out there --envelope 10k --envelope 1e8 --scaling-law 1.7,400,0.2,1e15 --loss-curve t.npy"
     result = CliRunner().invoke(main, [*command.split(), "--region", "upstream of blocks.3.hook_resid_pre"])
     assert result.exit_code == 0, result.output
     assert calls == [
@@ -90,6 +90,8 @@ def test_every_option_reaches_compare(calls, tmp_path):
             "horizon": 1e6,
             "envelope": (1e4, 1e8),
             "training_tokens": None,
+            "loss_curve": Path("t.npy"),
+            "scaling_law": (1.7, 400.0, 0.2, 1e15),
             "sequences": 20,
             "context": 64,
             "seed": 3,
@@ -97,6 +99,14 @@ def test_every_option_reaches_compare(calls, tmp_path):
             "progress": None,
         }
     ]
+
+
+@pytest.mark.parametrize("law", ["1.7", "1,2", "a,b,c", "1,2,3,4,5", ""])
+def test_what_is_no_scaling_law_is_refused(calls, law):
+    result = CliRunner().invoke(main, ["compare", "--scaling-law", law])
+    assert result.exit_code == 2
+    assert "is no scaling law: write E,A,alpha or E,A,alpha,C" in result.output
+    assert calls == []
 
 
 def test_score_adds_the_yardstick_once(calls):

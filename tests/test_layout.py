@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "mdl.ledger": {"mdl.errors"},
     "mdl.plugins": {"mdl.errors"},
     "mdl.data": {"mdl.errors"},
+    "mdl.training": {"mdl.errors"},
     "mdl.message": MESSAGE,
     "mdl.state": {"mdl.errors", "mdl.codes"},
     "mdl.streams": {"mdl.errors", "mdl.codes", "mdl.state"},

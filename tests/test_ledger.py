@@ -15,6 +15,7 @@ from mdl.ledger import (
     Comparison,
     Entry,
     Interval,
+    Published,
     Score,
     Scorecard,
     StaticCurve,
@@ -50,6 +51,7 @@ def score(
         beside={"l0": 8.0},
         message_file="messages/sae.mdl",
         notes=("a note",),
+        published={"theirs": Published(250.0, "L0 (B + log2 D)", "Somebody 2024")},
     )
 
 
@@ -133,6 +135,14 @@ def test_a_scorecard_comes_back_from_disk(tmp_path: Path) -> None:
     assert read_scorecard(path) == card()
     assert json.loads(path.read_text())["schema"] == SCHEMA_VERSION
     assert [p.name for p in tmp_path.iterdir()] == ["scorecard.json"]
+
+
+def test_what_others_say_enters_no_total() -> None:
+    without = Score(**{**score().__dict__, "published": {}})
+    assert score().total(1e6) == without.total(1e6)
+    assert score().rate == without.rate
+    assert score().obtained == without.obtained == "codelength"
+    assert score().published["theirs"].obtained == "estimate"
 
 
 def test_infinite_errors_survive_the_disk(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_messages_on_disk_are_the_static_bits_and_decode(run: SimpleNamespace):
 def test_json_round_trip(run: SimpleNamespace):
     assert read_scorecard(run.out / "scorecard.json") == run.card
     raw = json.loads((run.out / "scorecard.json").read_text())
-    assert raw["schema"] == 2
+    assert raw["schema"] == 3
     assert len(raw["scores"]) == len(run.card.scores)
     assert raw["task"]["data_sha256"] == run.card.task["data_sha256"]
     assert set(raw["versions"]) >= {"mdl-interp", "jax", "sae-lens"}

@@ -1,4 +1,4 @@
-"""Static rows under the metric: what coupling and prediction save, and what the receiver gets."""
+"""Static rows under the metric: what prediction saves, and what the receiver gets."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mdl.errors import MessageError
-from mdl.message import QuantisedArray, Section, decode_message, encode_message
+from mdl.message import Section, encode_message
 from mdl.protocols import Settings
-from mdl.static_rows import FEWEST_ROWS, Coupling, metric_rows, predict_columns
+from mdl.static_rows import FEWEST_ROWS, metric_rows, predict_columns
 
 ROWS, WIDTH = 300, 12
 
@@ -16,62 +16,6 @@ ROWS, WIDTH = 300, 12
 def setting(horizon: float = 1e5, step: float = 0.1) -> Settings:
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(WIDTH, WIDTH)))[0]
     return Settings(horizon, step, (rotation * np.logspace(-1, 0.5, WIDTH)) @ rotation.T)
-
-
-def used_together(seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Rows, and second moments of coefficients of which three hundred are worth some forty."""
-    rng = np.random.default_rng(seed)
-    mixing = rng.normal(size=(40, ROWS)) * np.exp2(rng.uniform(-3, 1, ROWS))
-    own = np.square(mixing).mean(0)
-    return rng.normal(size=(ROWS, WIDTH)), mixing.T @ mixing / 40 + np.diag(0.2 * own)
-
-
-def cost(array: QuantisedArray, rows: np.ndarray, moments: np.ndarray, root: np.ndarray) -> tuple[float, float]:
-    """Bits of the message, and the distortion trace(E G E^T H)."""
-    message = encode_message([Section("x", (), (array,))])
-    received = decode_message(message.data)[0].parts[0]
-    assert np.array_equal(received.values(), array.values())
-    errors = (rows - received.values()) @ root
-    return message.whole_bits, float(np.sum(errors * (moments @ errors)))
-
-
-def test_coupling_saves_both_ways() -> None:
-    rows, moments = used_together()
-    settings = setting()
-    energy = np.diag(moments)
-    by_itself = cost(metric_rows(rows, energy, settings), rows, moments, settings.root)
-    coupling = Coupling.of(moments)
-    assert coupling is not None
-    together = cost(metric_rows(rows, energy, settings, None, coupling), rows, moments, settings.root)
-    # The two trade bits against distortion at half a bit a number for each factor of two.
-    gain = by_itself[0] - together[0] + rows.size / 2 * np.log2(by_itself[1] / together[1])
-    assert gain > 0.2 * rows.size
-
-
-def test_coupling_of_independent_rows_changes_nothing() -> None:
-    rows, moments = used_together()
-    settings, energy = setting(), np.diag(moments)
-    coupling = Coupling.of(np.diag(energy))
-    assert coupling is not None
-    assert np.allclose(coupling.energy, energy)
-    alone, coupled = metric_rows(rows, energy, settings), metric_rows(rows, energy, settings, None, coupling)
-    assert np.array_equal(alone.symbols, coupled.symbols)
-
-
-def test_the_factor_is_that_of_the_moments() -> None:
-    moments = used_together()[1]
-    coupling = Coupling.of(moments)
-    assert coupling is not None
-    scaled = coupling.factor * np.sqrt(coupling.energy[coupling.order] * 1.02)[:, None]
-    wanted = moments + 0.02 * np.diag(np.diag(moments))
-    assert np.allclose(scaled.T @ scaled, wanted[np.ix_(coupling.order, coupling.order)], rtol=1e-3, atol=1e-4)
-    assert (coupling.energy <= np.diag(moments) * (1 + 1e-9)).all()
-
-
-def test_too_many_rows_are_not_coupled() -> None:
-    import scipy.sparse
-
-    assert Coupling.of(scipy.sparse.eye_array(5000, format="csr")) is None
 
 
 def test_prediction_is_used_where_it_pays() -> None:
@@ -94,7 +38,7 @@ def test_prediction_is_used_where_it_pays() -> None:
 
 def test_static_distortion_is_what_the_settings_ask_for() -> None:
     """N E[c^2] |e|_G^2 is d step^2 / 12: the static error's share is that of one step of the residual coder, over N."""
-    rows = used_together()[0]
+    rows = np.random.default_rng(1).normal(size=(ROWS, WIDTH))
     energy = np.exp2(np.random.default_rng(3).uniform(-8, 0, ROWS))
     settings = setting(horizon=1e6)
     errors = (rows - metric_rows(rows, energy, settings).values()) @ settings.root
@@ -113,7 +57,7 @@ def test_few_rows_go_number_by_number() -> None:
 
 def test_rows_paid_for_at_their_first_use_are_finer() -> None:
     """A row that is used once in 10 N tokens is paid for in one of ten messages, and then used about once."""
-    rows, energy = used_together()[0], np.full(ROWS, 1e-6)
+    rows, energy = np.random.default_rng(1).normal(size=(ROWS, WIDTH)), np.full(ROWS, 1e-6)
     always = metric_rows(rows, energy, setting(), frequency=1.0)
     rare = metric_rows(rows, energy, setting(), frequency=np.full(ROWS, 1e-6))
     finer = always.exponents - rare.exponents

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mdl.models.model import Model
+from mdl.models import Model, Vectors
 from mdl.models.outside import load_outside, save_outside
 from mdl.receiver import Streams
 from mdl.task import Activations, Region, collect_boundary
@@ -20,46 +20,52 @@ INPUTS, DESCRIPTION, MESSAGES = "inputs.npz", "job.json", "messages"
 class Job:
     """A receiver's whole world: the model outside the region, the inputs, the message files.
 
-    `names`: message files without their suffix; `special`: special token ids, whose positions get constants.
+    `names`: message files without their suffix; `special`: special token ids, whose positions get constants;
+    `width`: of rows of numbers, of which a receiver knows no more.
     """
 
     folder: Path
     region: Region
     names: tuple[str, ...]
     special: tuple[int, ...]
+    width: int | None = None
 
     @classmethod
     def write(
         cls,
         folder: Path,
-        model: Model,
+        model: Model | Vectors,
         region: Region,
         held_out: Activations,
         special: tuple[int, ...],
         sent: dict[str, tuple[bytes, Streams]],
     ) -> Job:
         """Leave everything that the receiver may know in an empty folder."""
-        save_outside(model, region.input, region.output, folder)
+        width = model.site_width(region.output) if isinstance(model, Vectors) else None
+        if isinstance(model, Model):
+            save_outside(model, region.input, region.output, folder)
         np.savez(folder / INPUTS, tokens=held_out.tokens, scored=held_out.scored, groups=held_out.groups)
         (folder / MESSAGES).mkdir()
         for name, (message, streams) in sent.items():
             for suffix, data in ((".mdl", message), (".state", streams.state), (".residual", streams.residual)):
                 (folder / MESSAGES / (name + suffix)).write_bytes(data)
-        described = {"region": [region.name, region.input, region.output], "names": list(sent), "special": special}
+        boundaries = [region.name, region.input, region.output]
+        described = {"region": boundaries, "names": [*sent], "special": [*special], "width": width}
         (folder / DESCRIPTION).write_text(json.dumps(described))
-        return cls(folder, region, tuple(sent), special)
+        return cls(folder, region, tuple(sent), special, width)
 
     @classmethod
     def read(cls, folder: Path) -> Job:
         """What `write` left."""
         described = json.loads((folder / DESCRIPTION).read_text())
-        return cls(folder, Region(*described["region"]), tuple(described["names"]), tuple(described["special"]))
+        region, names, special = (tuple(described[key]) for key in ("region", "names", "special"))
+        return cls(folder, Region(*region), names, special, described["width"])
 
-    def model(self) -> Model:
-        """The model without the region's weights."""
-        return load_outside(self.folder)
+    def model(self) -> Model | Vectors:
+        """The model without the region's weights; of rows of numbers, their width."""
+        return load_outside(self.folder) if self.width is None else Vectors.outside(self.width)
 
-    def activations(self, model: Model) -> Activations:
+    def activations(self, model: Model | Vectors) -> Activations:
         """The held-out inputs with what the receiver computes of them."""
         with np.load(self.folder / INPUTS, allow_pickle=False) as arrays:
             return collect_boundary(model, self.region, arrays["tokens"], arrays["scored"], arrays["groups"])

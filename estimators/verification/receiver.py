@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from estimators.kernels import Evaluator
+from estimators.gaussian_kernels import GaussianEvaluator
+from estimators.kernels import Evaluator, evaluator_for
 from estimators.transcript import Transcript
 from estimators.verification.job import Job
 from mdl.message import Section, decode_message
@@ -66,7 +67,8 @@ def main(folder: str, out: str, mode: str) -> None:
     job, target = Job.read(Path(folder)), Path(out)
     confine([Path(folder)], target)
     model = job.model()
-    activations, evaluator = job.activations(model), Evaluator(model, job.region)
+    activations, evaluator = job.activations(model), evaluator_for(model, job.region)
+    assert isinstance(evaluator, Evaluator | GaussianEvaluator)
     inputs = activations.sample().inputs
     for name in job.names:
         message, streams = job.sent(name)
@@ -81,7 +83,8 @@ def main(folder: str, out: str, mode: str) -> None:
         constants = dict(zip(job.special, receiver.special, strict=True))
         filled = {"values": received.values, "alone": received.prediction}
         hidden = {k: evaluator.hidden(activations, activations.filled(v, constants)) for k, v in filled.items()}
-        _leave(target / f"{name}.npz", Transcript.of(streams, state, codes, received).save)
+        transcript = Transcript.of(streams, state, codes, received, receiver.terms(state.state))
+        _leave(target / f"{name}.npz", transcript.save)
         _leave(target / f"{name}.hidden.npz", partial(_save, arrays=hidden))
 
 

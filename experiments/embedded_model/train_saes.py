@@ -78,15 +78,15 @@ def document_windows(tokenizer: Any, split: str, rng: np.random.Generator) -> np
     return tokens[rng.permutation(len(tokens))]
 
 
-def collect(model: Any, tokens: np.ndarray, wanted: int) -> np.ndarray:
-    """Activations at SITE of the first `wanted` positions that are not the start token, float32 [n, width]."""
-    forward = jax.jit(partial(run, model.config, reads=(SITE,)))
+def collect(model: Any, tokens: np.ndarray, wanted: int, site: str = SITE) -> np.ndarray:
+    """Activations at a site of the first `wanted` positions that are not the start token, float32 [n, width]."""
+    forward = jax.jit(partial(run, model.config, reads=(site,)))
     batches = min(-(-wanted // ((CONTEXT - 1) * SEQUENCES)), len(tokens) // SEQUENCES)
     found = []
-    for index in track(range(batches), f"activations at {SITE}"):
+    for index in track(range(batches), f"activations at {site}"):
         batch = tokens[index * SEQUENCES : (index + 1) * SEQUENCES].astype(np.int32)
         found.append(
-            np.asarray(forward(model.params, batch)[SITE][:, 1:], np.float32).reshape(-1, model.config.d_model)
+            np.asarray(forward(model.params, batch)[site][:, 1:], np.float32).reshape(-1, model.config.d_model)
         )
     return np.concatenate(found)[:wanted]
 

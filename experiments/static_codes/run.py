@@ -28,7 +28,7 @@ from mdl.message import QuantisedArray, Section, encode_message
 from mdl.plugins import make_decomposition
 from mdl.protocols import Sample, Settings
 from mdl.score import EMBEDDED_REGION, embedded_model, embedded_saes, load_data
-from mdl.static_rows import Coupling, metric_rows
+from mdl.static_rows import metric_rows
 from mdl.task import build_task
 
 HERE = Path(__file__).parent
@@ -41,7 +41,7 @@ SETTINGS = {
     "token-table": (0.07, {"static": 2.0}),
     "affine": (0.07, {"static": 2.0}),
 }
-WAYS = ("exact", "number by number", "under the metric", "+ prediction", "+ coupling")
+WAYS = ("exact", "number by number", "under the metric", "+ prediction")
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,14 @@ class Resent:
 
     def rows(self, settings: Settings) -> QuantisedArray:
         """The rows as this way sends them."""
-        rows, energy, frequency, coupling = contents(self.explanation, settings)
+        rows, energy, frequency = contents(self.explanation, settings)
         if self.way == "exact":
             return QuantisedArray.from_values(rows, 2.0**-20 * np.abs(rows).max())
         if self.way == "number by number":
             octaves = np.exp2(np.round(np.log2(settings.static_step(energy, frequency))))
             return QuantisedArray.from_values(rows, octaves)
         prediction = None if self.way == "under the metric" else self.explanation.prediction
-        coupled = coupling if self.way == WAYS[4] else None
-        return metric_rows(rows, energy, settings, prediction, coupled, frequency)
+        return metric_rows(rows, energy, settings, prediction, frequency)
 
     def encode(self, decoder: Any, sample: Sample, settings: Settings) -> Any:
         return self.explanation.encode(decoder, sample, settings)
@@ -101,17 +100,16 @@ def place_of_rows(section: Section) -> tuple[str, int]:
     return {"dictionary": ("parts", 0), "table": ("parts", 1), "affine": ("header", 0)}[section.kind]
 
 
-def contents(explanation: Any, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray | float, Any]:
-    """Rows that are sent, their energies, how often each is used, and their coupling."""
+def contents(explanation: Any, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray | float]:
+    """Rows that are sent, their energies, and how often each is used."""
     if isinstance(explanation, DictionaryExplanation):
         kept = explanation.kept(settings)[0]
-        coupling = Coupling.of(explanation.statistics.moments[kept][:, kept])
         statistics = explanation.statistics
-        return explanation.atoms[kept], statistics.energy[kept], statistics.frequency[kept], coupling
+        return explanation.atoms[kept], statistics.energy[kept], statistics.frequency[kept]
     if hasattr(explanation, "matrix"):
-        return explanation.matrix, explanation.energy, 1.0, explanation.coupling
+        return explanation.matrix, explanation.energy, 1.0
     kept = explanation.rounded(settings).symbols.any(1)
-    return explanation.rows[kept], explanation.frequency[kept], explanation.frequency[kept], None
+    return explanation.rows[kept], explanation.frequency[kept], explanation.frequency[kept]
 
 
 def at_fidelity(attempts: list[Attempt], eps: float, value: Callable[[Attempt], float]) -> float:
@@ -216,8 +214,6 @@ def main(only: tuple[str, ...]) -> None:
         decomposition = make_decomposition(f'sae:path="{folders[name]}"' if name in folders else name)
         explanation = decomposition.fit(task.for_fitting())
         for way in WAYS:
-            if name == "token-table" and way == WAYS[4]:
-                continue  # at any token one row is used: there is nothing to couple
             lines.append(measure(bench, explanation, way, name))
             console.print(f"{name}, {way}: {lines[-1].total:.2f} bits a token")
             save(lines, pair)

@@ -32,6 +32,7 @@ LIKELY = 0.25
 """Features above it are written one by one: a block of 16 of them would need a flag beyond what the coder resolves."""
 
 RETENTION = 0.8  # of a feature's recency from one position to the next
+LOOKED_AT = 4  # one sequence of so many tells what learning costs
 FIT_TOKENS = 1536
 MAX_FEATURES = 1 << 22
 
@@ -238,15 +239,16 @@ class ConditionalSupportCode:
     ) -> SupportBits:
         """The exact length, and what each token costs in it.
 
-        `learning` is the length less what the tokens would cost had each been coded knowing all others: what is left
-        of it per token vanishes as n grows. It takes another pass; `total_bits` does without.
+        `learning` is the length less what the tokens would cost had each been coded knowing all others, as every fourth
+        sequence tells it: what is left of it per token vanishes as n grows. `total_bits` does without.
         """
         stream = _Stream.of(support, tokens, previous)
         news = self._new.symbol_bits(stream.new, stream.new_classes, RARE + 1)
-        per_token = self._costs(stream) + news
+        costs, model = self._costs(stream)
+        per_token = costs + news
         introductions = float(self._new.bits(stream.new, stream.new_classes, RARE + 1).sum())
         learning = float(self._new.learning_bits(stream.new, stream.new_classes, RARE + 1).sum())
-        learning += math.fsum(per_token - news) - math.fsum(self._costs_knowing_others(stream))
+        learning += _learnt(stream, model, costs)
         total = math.fsum(per_token) + self.parameters.bits
         shares = per_token + self.parameters.bits / max(tokens.size, 1)
         return SupportBits(total, max(learning, 0.0), introductions, shares)
@@ -257,28 +259,16 @@ class ConditionalSupportCode:
         """The exact length alone."""
         stream = _Stream.of(support, tokens, previous)
         news = self._new.bits(stream.new, stream.new_classes, RARE + 1)
-        return math.fsum(self._costs(stream)) + float(news.sum()) + self.parameters.bits
+        return math.fsum(self._costs(stream)[0]) + float(news.sum()) + self.parameters.bits
 
-    def _costs(self, stream: _Stream) -> np.ndarray:
-        """Bits of each token's decisions, without its number of new features."""
+    def _costs(self, stream: _Stream) -> tuple[np.ndarray, _Model]:
+        """Bits of each token's decisions, without its number of new features, and what is known after the last."""
         model, costs = _Model(stream.uses.order.size, self.parameters), np.zeros(stream.tokens.size)
         for index, (place, on) in enumerate(stream.positions()):
             costs[index] = _decision_bits(model.probabilities(place), on[on < place.met])
             model.count(place, on)
             model.move(place, on)
-        return costs
-
-    def _costs_knowing_others(self, stream: _Stream) -> np.ndarray:
-        """Bits of each token's decisions under the counts of all other tokens."""
-        model, costs = _Model(stream.uses.order.size, self.parameters), np.zeros(stream.tokens.size)
-        for place, on in stream.positions():
-            model.count(place, on)
-        for index, (place, on) in enumerate(stream.positions()):
-            model.count(place, on, sign=-1.0)
-            costs[index] = _decision_bits(model.probabilities(place), on[on < place.met])
-            model.count(place, on)
-            model.move(place, on)
-        return costs
+        return costs, model
 
     def write(
         self,
@@ -350,6 +340,21 @@ class ConditionalSupportCode:
                         break
                     best, shortest = trial, bits
         return cls(best)
+
+
+def _learnt(stream: _Stream, model: _Model, costs: np.ndarray) -> float:
+    """Bits that decisions cost beyond what they cost under the counts of all other tokens, which the model holds."""
+    sequence, looked_at, saved = -1, 0, 0.0
+    for index, (place, on) in enumerate(stream.positions()):
+        sequence += place.preceding == START
+        if sequence % LOOKED_AT:
+            continue
+        model.count(place, on, sign=-1.0)
+        saved += costs[index] - _decision_bits(model.probabilities(place), on[on < place.met])
+        model.count(place, on)
+        model.move(place, on)
+        looked_at += 1
+    return saved * len(costs) / max(looked_at, 1)
 
 
 def _decision_bits(p: Float[np.ndarray, " met"], on: Int[np.ndarray, " on"]) -> float:

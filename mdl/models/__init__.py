@@ -5,5 +5,8 @@ from mdl.models.load import load_model
 from mdl.models.model import Model
 from mdl.models.torch_path import TorchModel
 from mdl.models.transformer import run
+from mdl.models.vectors import Vectors
 
-__all__ = ["Model", "TorchModel", "TransformerConfig", "load_model", "run"]
+AnyModel = Model | TorchModel | Vectors
+
+__all__ = ["AnyModel", "Model", "TorchModel", "TransformerConfig", "Vectors", "load_model", "run"]

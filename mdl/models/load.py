@@ -15,6 +15,7 @@ from mdl.models.config import TransformerConfig
 from mdl.models.model import Model, fingerprint_of
 from mdl.models.torch_path import TorchModel
 from mdl.models.transformer import Params
+from mdl.models.vectors import Vectors
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 PROCESSING = ("fold_layer_norm", "center_writing_weights", "center_unembed", "fold_value_biases")  # in this order
@@ -94,8 +95,8 @@ def load_model(
     center_unembed: bool = False,
     fold_value_biases: bool = False,
     dtype: str = "float32",
-) -> Model | TorchModel:
-    """A model from a checkpoint folder, a hub name, or an object.
+) -> Model | TorchModel | Vectors:
+    """A model from a checkpoint folder, a hub name, or an object; rows of numbers from an .npy file.
 
     **Arguments:** `source`: a folder with config.json and weights (GPT-2, GPT-NeoX, Llama, Mistral, Qwen2, Gemma-2); a
     Hugging Face hub name; a transformers model; a TransformerLens `HookedTransformer`; or another `torch.nn.Module`,
@@ -106,6 +107,8 @@ def load_model(
     **Raises:** `ModelError`: unknown model type, unreadable files, missing, unexpected or mis-shaped tensors, NaN or
     infinite weights, settings that are not supported.
     """
+    if isinstance(source, str | Path) and Path(source).suffix == ".npy":
+        return Vectors.load(Path(source).expanduser())
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {list(DTYPES)}.{did_you_mean(dtype, DTYPES)}")
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
@@ -128,7 +131,7 @@ def load_model(
     return Model(config, params, name, fingerprint_of(config, params), tokenizer)
 
 
-def load_processed(source: str | Path | object, process: Sequence[str]) -> Model | TorchModel:
+def load_processed(source: str | Path | object, process: Sequence[str]) -> Model | TorchModel | Vectors:
     """`load_model` with the switches named in `process`, each one of PROCESSING. **Raises:** as `load_model`."""
     steps: dict[str, Any] = dict.fromkeys(process, True)
     return load_model(source, **steps)

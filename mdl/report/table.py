@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -24,6 +24,7 @@ from mdl.report.envelope import (
     winners,
 )
 from mdl.report.figures import count, human, interval_text, percent, with_error
+from mdl.report.published import published_table
 
 MARKS = {"coded": "●", "codelength": "○", "estimate": "~"}
 _MEANING = {
@@ -39,6 +40,8 @@ BESIDE = {
     "kl_recovered": ("KL\nrecov.", percent),
     "flops_ratio": ("FLOPs\nratio", human),
 }
+PUBLISHED_TITLE = "what others' formulas say (~ estimates, never added up), bits a token"
+COMPUTE = "compute_recovered"  # of `Score.beside`
 _UNBOUNDED = 10_000  # columns: wide enough to measure what a table would take
 
 
@@ -51,6 +54,8 @@ def print_scorecard(scorecard: Scorecard, console: Console) -> None:
         console.print()
         console.print(Text(_setting_title(scorecard, setting), style="italic"))
         console.print(setting_table(scorecard, setting, console.width))
+        if line := training_line(ranked(scorecard, setting)):
+            console.print(Text(line, style="dim"))
         if setting == first:
             console.print()
             console.print(Text(_totals_title(scorecard, setting), style="italic"))
@@ -61,6 +66,11 @@ def print_scorecard(scorecard: Scorecard, console: Console) -> None:
                 console.print()
                 console.print(Text(f"shorter than that by, with precisions chosen for each N, not for {n}:", "italic"))
                 console.print(envelope)
+            published = published_table(ranked(scorecard, setting))
+            if published is not None:
+                console.print()
+                console.print(Text(f"{PUBLISHED_TITLE}, {setting_text(setting)}:", "italic"))
+                console.print(published)
     console.print()
     console.print(_legend(scorecard))
 
@@ -74,6 +84,22 @@ def setting_table(scorecard: Scorecard, setting: Setting, width: int) -> Rendera
         return one
     narrow = _filled_table(scorecard, setting, scores, [], wide=False)
     return Group(narrow, _beside_table(scores, keys)) if keys else narrow
+
+
+def training_line(scores: Sequence[Score]) -> str:
+    """Shares of the model's training compute, empty where its training is not known."""
+    known = [s for s in scores if COMPUTE in s.beside]
+    if not known:
+        return ""
+    key = f"{COMPUTE}_corrected"
+    shown = [f"{s.explanation} {_training_share(s, COMPUTE)}{_training_share(s, key)}" for s in known]
+    coder = " (with the residual coder)" if any(key in s.beside for s in known) else ""
+    return f"share of its training compute at which the model was as good as explained{coder}: {', '.join(shown)}"
+
+
+def _training_share(score: Score, key: str) -> str:
+    text = percent(score.beside[key]) if key in score.beside else ""
+    return f" ({text})" if text and key != COMPUTE else text
 
 
 def totals_table(scorecard: Scorecard, setting: Setting) -> Table:

@@ -15,7 +15,8 @@ from decompositions.baselines import Nothing
 from decompositions.clusters import Clusters, ClustersDecoder, ClustersExplanation
 from decompositions.pca import PCA
 from estimators.accounting import SurpriseAccounting
-from estimators.fidelity import Attempt, Bench, Coding, Prices
+from estimators.fidelity import Attempt, Bench, Coding
+from estimators.prices import Prices
 from estimators.recovered import explained_variance, recovered
 from mdl.codes.bitstream import BitWriter
 from mdl.errors import CodeError, ExplanationError

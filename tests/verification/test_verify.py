@@ -80,6 +80,7 @@ def test_an_honest_run_agrees_in_every_figure(run: Path, tiny_model: Model) -> N
     checked = {f.figure for f in verification.findings}
     wanted = {"entries.state.bits", "entries.residual.bits", "static.whole_bits", "kl_bits", "sequence_bits.0"}
     assert wanted | {"static.bits.3", "beside.l0", "beside.explained_variance", "difference.low"} <= checked
+    assert {f"published.{name}.value" for name in ("MDL-SAE entropy", "SAEBench mdl", "block-sparse")} <= checked
     # Five explanations, each at one fidelity and under behaviour.
     assert sum(f.figure == "kl_bits" for f in verification.findings) == 10
 
@@ -99,6 +100,9 @@ def test_doctored_figures_are_found_and_no_others(copy: Path, tiny_model: Model)
         table["kl_bits"] *= 0.99
         clusters["sequence_bits"][5] = 0.0
         clusters["beside"]["explained_variance"] = 0.999
+        dictionary = next(s for s in card["scores"] if s["explanation"].startswith("random") and s["fidelity"])
+        dictionary["published"]["MDL-SAE entropy"]["value"] *= 1.001
+        del dictionary["published"]["block-sparse"]
         pca["fidelity"] = 0.01  # what was paid at 5 % is claimed at 1 %: its sequences' bits do not come out
         card["task"]["null_kl_bits"] *= 2
 
