@@ -17,7 +17,7 @@ from sklearn.decomposition import MiniBatchDictionaryLearning, sparse_encode
 from sklearn.exceptions import ConvergenceWarning
 
 from decompositions.dictionary import DictionaryExplanation, fit_dictionary
-from decompositions.random_dictionary import pursue
+from decompositions.random_dictionary import encode
 from mdl.errors import ExplanationError
 from mdl.task import Task
 
@@ -77,7 +77,7 @@ def learn(points: np.ndarray, features: int, k: int, epochs: int, seed: int) -> 
 
 @dataclass(frozen=True)
 class DictionaryLearning:
-    """scikit-learn's mini-batch dictionary learning; tokens are encoded by `k` steps of matching pursuit.
+    """scikit-learn's mini-batch dictionary learning; tokens are encoded by `k` steps of orthogonal matching pursuit.
 
     **Arguments:** `features`: atoms; `tokens`: as many of the fit data, drawn at random, are learnt from, `epochs`
     times over; `seed`: of that draw, of the first atoms and of the order.
@@ -102,4 +102,4 @@ class DictionaryLearning:
         chosen = np.random.default_rng(self.seed).permutation(len(outputs))[: self.tokens]
         atoms = learn(outputs[chosen] - mean, self.features, self.k, self.epochs, self.seed)
         name = f"dictionary learning ({self.features}, k={self.k})"
-        return fit_dictionary(name, atoms, mean, partial(pursue, atoms, mean, self.k), outputs, signed=True)
+        return fit_dictionary(name, atoms, mean, partial(encode, atoms, mean, self.k), outputs, signed=True)

@@ -8,6 +8,7 @@ are constants, which a message carries and pays for, whatever the SAE would have
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 import sae_lens
+import scipy.sparse
 
-from decompositions.dictionary import NO_SIDE, DictionaryExplanation, fit_dictionary
+from decompositions.dictionary import DictionaryExplanation, fit_dictionary
 from decompositions.sae_codes import (
     check_forward,
     decoder_of,
@@ -31,6 +33,7 @@ from decompositions.sae_origin import TEMPORAL, check, check_weights, data_notes
 from decompositions.sae_reading import Reading, candidates, through
 from decompositions.transcoder import Remainder, SkipPath, TranscoderExplanation
 from mdl.errors import ExplanationError
+from mdl.protocols import Sample
 
 CHECKED_TOKENS = 64
 COMPARED_TOKENS = 2048  # on which what a site's name means is decided, or the pursuit's k
@@ -162,12 +165,11 @@ def explanation_of(
     skip = None if reading is None else _skip_path(sae, task, name, reading)
     if skip is not None and reading is not None and reading.shift is not None:
         bias = bias + reading.shift @ skip_of(sae)
-    reads: Reading | Remainder | None
+    encoder: Callable[[np.ndarray], scipy.sparse.csr_array] = partial(encode, sae)
+    reads: Callable[[Sample], np.ndarray] | None = reading
     if steps:
-        encoder = partial(encode_by_pursuit, atoms, bias, NO_SIDE if inner else side, steps, signed)
+        encoder = partial(encode_by_pursuit, atoms, bias, side, steps, signed)
         reads = None if skip is None else Remainder(skip.matrix)
-    else:
-        encoder, reads = partial(encode, sae), reading
     values = task.fit.outputs if reads is None else reads(task.fit)
     dictionary = fit_dictionary(name, atoms, bias, encoder, values, signed, side)
     return dictionary if reads is None else TranscoderExplanation(dictionary, reads, skip)
