@@ -31,7 +31,7 @@ from mdl.task import Task
 
 KIND = "block-sparse"
 MOST_GROUPS = 1 << 24
-MOST_ACTIVE = 1 << 12
+MOST_ACTIVE = 256
 CHUNK = 2048  # tokens whose least-squares problems are solved at a time
 RIDGE = 1e-3  # of a row's own energy: groups that overlap share what both explain
 MEASURED_TOKENS = 8192  # of the fit data, on which bases and frequencies are measured

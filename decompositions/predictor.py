@@ -88,6 +88,9 @@ class PredictorDecoder:
         mean, matrix = section.header[0].vector("the mean of a 'predictor' section"), section.header[1].values()
         if matrix.shape != (len(mean), len(mean)):
             raise MessageError(f"'predictor': a matrix {matrix.shape} does not fit a mean of {len(mean)}")
+        if len(section.parts[0].symbols) != len(section.parts[1].symbols):
+            lengths = f"{len(section.parts[0].symbols)} and {len(section.parts[1].symbols)}"
+            raise MessageError(f"'predictor': {lengths} rows and shifts; an axis has one of each")
         zero = QuantisedArray.from_integers(np.zeros((1, len(mean)), np.int64))
         return cls(mean, matrix, ComponentsDecoder.from_section(Section("components", (zero,), section.parts)))
 

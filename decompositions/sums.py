@@ -34,7 +34,7 @@ KIND = "sum"
 # for its source, which a sum has no place for.
 KINDS = (
     *("constant", "table", "affine", "token-pairs", "components", "clusters", "dictionary", "random-dictionary"),
-    *("predictor", "block-sparse"),
+    *("predictor", "block-sparse", "skip-dictionary"),
 )
 LAYOUT = 8  # of each child, first and second: kind, header arrays, part arrays, parts
 MOST = 1 << 31
@@ -67,6 +67,8 @@ def split_section(section: Section) -> tuple[Section, Section]:
         raise MessageError(f"a sum begins with its layout, {LAYOUT} integers")
     layout = section.header[0].integers("a sum's layout", 0, MOST, LAYOUT).reshape(2, LAYOUT // 2)
     (kind, headers, arrays, parts), (other_kind, other_headers, other_arrays, other_parts) = layout.tolist()
+    if len({len(a.symbols) for a in section.parts}) > 1:
+        raise MessageError(f"a sum of part arrays of {[len(a.symbols) for a in section.parts]} rows: all have as many")
     found = (len(section.header) - 1, len(section.parts), section.n_parts)
     if (headers + other_headers, arrays + other_arrays, parts + other_parts) != found or (
         (parts > 0 and arrays == 0) or (other_parts > 0 and other_arrays == 0)

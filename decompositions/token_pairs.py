@@ -68,8 +68,9 @@ class TokenPairsDecoder:
             counts = f"{len(section.header)} header and {len(section.parts)} part arrays"
             raise MessageError(f"a 'token-pairs' section has one header array and three part arrays, not {counts}")
         mean, rows = section.header[0].vector("the mean of a 'token-pairs' section"), section.parts[2].values()
-        if rows.shape[1] != len(mean):
-            raise MessageError(f"'token-pairs': rows {rows.shape} do not fit a mean of {len(mean)}")
+        if rows.shape[1] != len(mean) or any(len(a.symbols) != len(rows) for a in section.parts[:2]):
+            lengths = [len(a.symbols) for a in section.parts[:2]]
+            raise MessageError(f"'token-pairs': rows {rows.shape} do not fit a mean of {len(mean)}, or {lengths} keys")
         return cls(mean, decoded_keys(*section.parts[:2]), rows)
 
     @property

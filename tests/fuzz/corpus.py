@@ -8,12 +8,16 @@ import numpy as np
 import scipy.sparse
 
 from decompositions.baselines import AffineExplanation, ConstantExplanation, TableExplanation
+from decompositions.block_sparse import BlockSparseExplanation
 from decompositions.clusters import ClustersExplanation
-from decompositions.dictionary import NO_SIDE, SCALE_AND_MEAN, DictionaryExplanation, fit_dictionary
+from decompositions.dictionary import NO_SIDE, SCALE_AND_MEAN, DictionaryExplanation, Remembered, fit_dictionary
+from decompositions.predictor import PredictorExplanation
 from decompositions.random_dictionary import RandomDictionaryExplanation, random_directions
+from decompositions.sums import SumExplanation
+from decompositions.token_pairs import SPAN, TokenPairsExplanation
 from decompositions.transcoder import SkipPath, TranscoderExplanation
 from mdl.message import QuantisedArray, Section
-from mdl.protocols import Settings
+from mdl.protocols import Inputs, Sample, Settings
 from mdl.static_rows import metric_rows, predict_columns
 from mdl.transform_coding import TransformCoder, moments, principal_axes
 from tests.program.conftest import dictionary_program, table_program
@@ -43,6 +47,25 @@ def components(horizon: float) -> Section:
     return TransformCoder.fit(principal_axes(*moments(values), chosen.root), values, chosen.step).section(chosen)
 
 
+def predictor() -> PredictorExplanation:
+    inputs = Inputs(np.zeros((4, TOKENS // 4), np.int64), np.ones((4, TOKENS // 4), bool))
+    mean = outputs().mean(0, dtype=np.float64)
+    return PredictorExplanation(mean, 0.5 * np.eye(WIDTH), Sample(inputs, outputs()), 1e-3)
+
+
+def block_sparse() -> BlockSparseExplanation:
+    """Five groups of two rows, of which every token takes two."""
+    rng = np.random.default_rng(4)
+
+    def groups_of(values: np.ndarray) -> scipy.sparse.csr_array:
+        chosen = np.stack([np.arange(len(values)) % 3, 3 + np.arange(len(values)) % 2], 1)
+        ends = 2 * np.arange(len(values) + 1)
+        return scipy.sparse.csr_array((np.ones(chosen.size), chosen.ravel(), ends), shape=(len(values), 5))
+
+    decoder, bias = rng.normal(size=(5, 2, WIDTH)), np.full(WIDTH, 0.3, np.float32)
+    return BlockSparseExplanation(decoder, bias, 2, Remembered(groups_of), outputs(), "block-sparse")
+
+
 def explanations(horizon: float) -> list[Section]:
     """One section of every kind, as precise as the horizon asks."""
     rng, chosen = np.random.default_rng(1), settings(horizon)
@@ -50,9 +73,11 @@ def explanations(horizon: float) -> list[Section]:
     share = np.array([0.5, 0.25, 0.15, 0.05, 0.04, 0.01])
     ids = np.array([1, 2, 5, 17, 300, 50_000])
     atoms = random_directions(7, 10, WIDTH)
+    table = TableExplanation(mean, ids, rng.normal(size=(6, WIDTH)), share)
+    keys = np.array([1, 1, 2, 17, 17, 300]) * SPAN + np.array([0, 4, 0, 2, 90, 1])
     senders = [
         ConstantExplanation(mean),
-        TableExplanation(mean, ids, rng.normal(size=(6, WIDTH)), share),
+        table,
         AffineExplanation(rng.normal(size=(3, WIDTH)), mean, np.array([4.0, 1.0, 0.1])),
         ClustersExplanation(rng.normal(size=(6, WIDTH)), share, "clusters"),
         dictionary(atoms, NO_SIDE, signed=False),
@@ -61,6 +86,10 @@ def explanations(horizon: float) -> list[Section]:
         TranscoderExplanation(
             dictionary(atoms, NO_SIDE, signed=False), attrgetter("outputs"), SkipPath.of(np.eye(WIDTH), outputs())
         ),
+        TokenPairsExplanation(mean, keys, 3 * rng.normal(size=(6, WIDTH)), share),
+        SumExplanation(table, dictionary(atoms, NO_SIDE, signed=False), "sum"),
+        predictor(),
+        block_sparse(),
     ]
     sections = [sender.section(chosen) for sender in senders]
     return [components(horizon), *sections, table_program(sections[1]), dictionary_program(sections[4])]

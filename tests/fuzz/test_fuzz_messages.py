@@ -150,6 +150,15 @@ def test_decoders_refuse_arrays_that_do_not_fit(section: Section) -> None:
         ("random-dictionary", "header", 2, np.array([[-1, 10]]), "seed and size has values from -1"),
         ("random-dictionary", "parts", 0, np.zeros((10, 1)), "names a row twice"),
         ("random-dictionary", "parts", 0, np.full((10, 1), BIG), "array of rows has values"),
+        ("token-pairs", "parts", 0, np.zeros((6, 1)), "belongs to no token"),
+        ("token-pairs", "parts", 1, np.zeros((7, 1)), r"or \[6, 7\] keys"),
+        ("token-pairs", "parts", 2, np.zeros((6, 3)), "do not fit a mean of 4"),
+        ("sum", "header", 0, np.full((1, 8), 3), "does not fit its"),
+        ("sum", "parts", 1, np.zeros((3, 1)), "all have as many"),
+        ("predictor", "header", 1, np.zeros((4, 3)), r"a matrix \(4, 3\) does not fit"),
+        ("predictor", "parts", 1, np.zeros((3, 3)), "an axis has one of each"),
+        ("block-sparse", "header", 1, np.array([[257]]), "lie in"),
+        ("block-sparse", "parts", 2, np.zeros((5, 3)), "do not fit a bias of 4"),
     ],
 )
 def test_decoders_say_what_does_not_fit(kind: str, group: str, place: int, symbols: np.ndarray, match: str) -> None:
