@@ -198,7 +198,8 @@ class BlockSparseExplanation:
 
     def bases(self, root: np.ndarray) -> Bases:
         """The groups' bases in a metric."""
-        if id(root) not in self.known:
+        known = self.known.get(id(root))
+        if known is None or not np.array_equal(known[0], root):  # a copy of this object outlives the metrics it met
             found = Bases.of(self.decoder, self.some - self.bias, self._chosen(self.some), root)
             self.known[id(root)] = (root, found)
         return self.known[id(root)][1]
