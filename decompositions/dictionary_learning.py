@@ -1,7 +1,7 @@
-"""Online dictionary learning, by scikit-learn: atoms fitted with an L1 penalty, tokens then encoded with k of them.
+"""Online dictionary learning, by scikit-learn: atoms fitted with an L1 penalty, tokens then encoded with k of them by orthogonal matching pursuit.
 
     learning: min over atoms |v_i| <= 1 and codes of  sum_t |x_t - mean - sum_i c_ti v_i|^2 / 2 + alpha |c_t|_1
-    encoding: matching pursuit of k steps with the atoms at unit norm
+    encoding: orthogonal matching pursuit of k steps (`decompositions/matching_pursuit.py`)
 
 Source: Mairal, Bach, Ponce and Sapiro 2009, "Online dictionary learning for sparse coding", ICML.
 """
@@ -17,7 +17,7 @@ from sklearn.decomposition import MiniBatchDictionaryLearning, sparse_encode
 from sklearn.exceptions import ConvergenceWarning
 
 from decompositions.dictionary import DictionaryExplanation, fit_dictionary
-from decompositions.random_dictionary import pursue
+from decompositions.random_dictionary import encode
 from mdl.errors import ExplanationError
 from mdl.task import Task
 
@@ -77,7 +77,7 @@ def learn(points: np.ndarray, features: int, k: int, epochs: int, seed: int) -> 
 
 @dataclass(frozen=True)
 class DictionaryLearning:
-    """scikit-learn's mini-batch dictionary learning; tokens are encoded by `k` steps of matching pursuit.
+    """scikit-learn's mini-batch dictionary learning; tokens are encoded by `k` steps of orthogonal matching pursuit.
 
     **Arguments:** `features`: atoms; `tokens`: as many of the fit data, drawn at random, are learnt from, `epochs`
     times over; `seed`: of that draw, of the first atoms and of the order.
@@ -102,4 +102,4 @@ class DictionaryLearning:
         chosen = np.random.default_rng(self.seed).permutation(len(outputs))[: self.tokens]
         atoms = learn(outputs[chosen] - mean, self.features, self.k, self.epochs, self.seed)
         name = f"dictionary learning ({self.features}, k={self.k})"
-        return fit_dictionary(name, atoms, mean, partial(pursue, atoms, mean, self.k), outputs, signed=True)
+        return fit_dictionary(name, atoms, mean, partial(encode, atoms, mean, self.k), outputs, signed=True)

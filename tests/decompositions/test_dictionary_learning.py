@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import Lasso
 
 from decompositions.dictionary_learning import DictionaryLearning, learn, penalty_for
-from decompositions.random_dictionary import RandomDictionary, pursue
+from decompositions.random_dictionary import RandomDictionary, encode
 from mdl.errors import ExplanationError
 from mdl.message import decode_message, encode_message
 from mdl.protocols import Settings
@@ -53,7 +53,7 @@ def test_learnt_atoms_beat_random_ones_and_reach_the_receiver(tiny_task: Task) -
     decoder = decoder_of(decode_message(encode_message([explanation.section(settings)]).data)[0])
     state = explanation.encode(decoder, sample, settings)
     left = sample.outputs - decoder.predict(sample.inputs, state)
-    exact = pursue(explanation.atoms, explanation.bias, 3, sample.outputs) @ explanation.atoms + explanation.bias
+    exact = encode(explanation.atoms, explanation.bias, 3, sample.outputs) @ explanation.atoms + explanation.bias
     assert np.square(left).mean() == pytest.approx(np.square(sample.outputs - exact).mean(), rel=0.05)
     random = RandomDictionary(**options).fit(task).dictionary
     control = random.activations(sample.outputs) @ random.atoms + random.bias
