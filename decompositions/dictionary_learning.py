@@ -1,7 +1,7 @@
-"""Online dictionary learning, by scikit-learn: atoms fitted with an L1 penalty, tokens then encoded with k of them.
+"""Online dictionary learning, by scikit-learn: atoms fitted with an L1 penalty, tokens then encoded with k of them by orthogonal matching pursuit.
 
     learning: min over atoms |v_i| <= 1 and codes of  sum_t |x_t - mean - sum_i c_ti v_i|^2 / 2 + alpha |c_t|_1
-    encoding: matching pursuit of k steps with the atoms at unit norm
+    encoding: orthogonal matching pursuit of k steps (`decompositions/matching_pursuit.py`)
 
 Source: Mairal, Bach, Ponce and Sapiro 2009, "Online dictionary learning for sparse coding", ICML.
 """

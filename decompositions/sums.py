@@ -34,7 +34,7 @@ KIND = "sum"
 # for its source, which a sum has no place for.
 KINDS = (
     *("constant", "table", "affine", "token-pairs", "components", "clusters", "dictionary", "random-dictionary"),
-    *("predictor", "block-sparse"),
+    *("predictor", "block-sparse", "skip-dictionary"),
 )
 LAYOUT = 8  # of each child, first and second: kind, header arrays, part arrays, parts
 MOST = 1 << 31
