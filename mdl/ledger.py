@@ -22,6 +22,7 @@ import numpy as np
 from mdl.errors import MDLError
 
 SCHEMA_VERSION = 3  # 3: scores have `published`
+OLDER_SCHEMAS = (2,)  # read, what they lack being empty; to be shown, not verified
 COLUMNS = ("static", "state", "residual")
 # From the strongest claim to the weakest; a total carries the weakest of its parts.
 OBTAINED = ("coded", "codelength", "estimate")
@@ -258,15 +259,20 @@ def merged(first: Scorecard, second: Scorecard) -> Scorecard:
     )
 
 
-def read_scorecard(path: Path) -> Scorecard:
-    """Read a scorecard. **Raises:** `MDLError` if the file is not one, or is of a newer schema than this program."""
+def read_scorecard(path: Path, older: bool = True) -> Scorecard:
+    """Read a scorecard.
+
+    **Raises:** `MDLError` if the file is not one, or is of a newer schema than this program, or of an older one where
+    that is not wanted.
+    """
     wrong = (OSError, ValueError, KeyError, AttributeError, TypeError, IndexError)
     try:
         raw = json.loads(path.read_text())
         schema = raw.pop("schema")
-        if schema != SCHEMA_VERSION:
+        if schema != SCHEMA_VERSION and not (older and schema in OLDER_SCHEMAS):
             raise MDLError(
-                f"{path} has scorecard schema {schema}, this program reads {SCHEMA_VERSION}: match the versions"
+                f"{path} has scorecard schema {schema}, this program reads {SCHEMA_VERSION} (and shows "
+                f"{', '.join(map(str, OLDER_SCHEMAS))}): match the versions"
             )
         scores = tuple(_read_score(s) for s in raw.pop("scores"))
         envelope = tuple(_read_score(s) for s in raw.pop("envelope"))
@@ -281,7 +287,7 @@ def _read_score(raw: dict[str, Any]) -> Score:
     static = StaticCurve(**drawn)
     entries = tuple(Entry(**e) for e in raw.pop("entries"))
     curve = tuple((p[0], p[1]) for p in raw.pop("curve"))
-    published = {name: Published(**p) for name, p in raw.pop("published").items()}
+    published = {name: Published(**p) for name, p in raw.pop("published", {}).items()}
     fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
     return Score(static=static, entries=entries, curve=curve, published=published, **fixed)
 

@@ -43,7 +43,7 @@ def verify(run: Path, model: str | Path | object | None = None, progress: Progre
     **Raises:** `MDLError` for a run that is incomplete or damaged, or that belongs to another model or other data.
     """
     watch = progress or (lambda description, completed, total: None)
-    card = read_scorecard(run / SCORECARD_FILE)
+    card = read_scorecard(run / SCORECARD_FILE, older=False)
     data = Dataset.load(run / DATA_FILE)
     if data.description["data_sha256"] != card.task["data_sha256"]:
         raise DataError(f"{run / DATA_FILE} is not the data of this scorecard: its hash is another")

@@ -168,6 +168,19 @@ def test_missing_and_newer_files_are_refused(tmp_path: Path) -> None:
         read_scorecard(tmp_path / "newer.json")
 
 
+def test_an_older_file_is_shown_and_not_verified(tmp_path: Path) -> None:
+    raw = json.loads(card().to_json()) | {"schema": 2}
+    for old in raw["scores"]:
+        del old["published"]
+    path = tmp_path / "older.json"
+    path.write_text(json.dumps(raw))
+    found = read_scorecard(path)
+    assert [s.published for s in found.scores] == [{}, {}, {}]
+    assert found.comparisons == card().comparisons
+    with pytest.raises(MDLError, match=r"schema 2, this program reads 3 \(and shows 2\)"):
+        read_scorecard(path, older=False)
+
+
 @pytest.mark.parametrize("change", ["no task", "unknown entry", "no static"])
 def test_damaged_scorecards_are_refused(tmp_path: Path, change: str) -> None:
     raw = json.loads(card().to_json())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from mdl.cli import main
 from mdl.data import Dataset
 from mdl.errors import DataError, MDLError, MessageError, TaskError
+from mdl.ledger import Published
 from mdl.models.model import Model
 from mdl.score import compare
 from mdl.verify import Verification, verify
@@ -44,6 +46,7 @@ def run_of(
             explanations=explanations,
             fidelities=[0.05],
             horizon=1e4,
+            scaling_law=(1.0, 300.0, 0.2, 1e12),
             out=out,
         )
         return out
@@ -81,6 +84,7 @@ def test_an_honest_run_agrees_in_every_figure(run: Path, tiny_model: Model) -> N
     wanted = {"entries.state.bits", "entries.residual.bits", "static.whole_bits", "kl_bits", "sequence_bits.0"}
     assert wanted | {"static.bits.3", "beside.l0", "beside.explained_variance", "difference.low"} <= checked
     assert {f"published.{name}.value" for name in ("MDL-SAE entropy", "SAEBench mdl", "block-sparse")} <= checked
+    assert {"beside.compute_recovered", "beside.compute_recovered_corrected"} <= checked
     # Five explanations, each at one fidelity and under behaviour.
     assert sum(f.figure == "kl_bits" for f in verification.findings) == 10
 
@@ -101,7 +105,7 @@ def test_doctored_figures_are_found_and_no_others(copy: Path, tiny_model: Model)
         clusters["sequence_bits"][5] = 0.0
         clusters["beside"]["explained_variance"] = 0.999
         dictionary = next(s for s in card["scores"] if s["explanation"].startswith("random") and s["fidelity"])
-        dictionary["published"]["MDL-SAE entropy"]["value"] *= 1.001
+        dictionary["published"]["MDL-SAE entropy"]["value"] += 0.01
         del dictionary["published"]["block-sparse"]
         pca["fidelity"] = 0.01  # what was paid at 5 % is claimed at 1 %: its sequences' bits do not come out
         card["task"]["null_kl_bits"] *= 2
@@ -118,6 +122,8 @@ def test_doctored_figures_are_found_and_no_others(copy: Path, tiny_model: Model)
         ("token-table @ 5 %", "kl_bits"),
         ("clusters-8 @ 5 %", "sequence_bits.5"),
         ("clusters-8 @ 5 %", "beside.explained_variance"),
+        ("random dictionary (24, k=2) @ 5 %", "published.MDL-SAE entropy.value"),
+        *(("random dictionary (24, k=2) @ 5 %", f"published.block-sparse.{f.name}") for f in fields(Published)),
     }
     assert ("pca-3 @ 1 %", "sequence_bits.0") in found
 
