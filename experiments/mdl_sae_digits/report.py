@@ -76,8 +76,10 @@ def grid_table(cells: Sequence[Cell], n: str) -> Table:
 
 
 def optimum_table(described: Mapping[str, Any], cells: Sequence[Cell]) -> Table:
-    """The optimum of each N, with its seeds, and the runner-up of seed 0; `alone`: variance that the autoencoder explains
-    with nothing rounded, nothing behind it; state and residual are those of the largest N."""
+    """The optimum of each N, with its seeds, and the runner-up of seed 0; state and residual are the largest N's.
+
+    `alone`: variance that the autoencoder explains with nothing rounded, nothing behind it.
+    """
     table = Table(title="The optimum of each N: mean and standard deviation over training seeds", title_justify="left")
     for header in ("N", "features", "k", "total / N", "seeds", "state", "residual", "alone", "second", "nothing"):
         table.add_column(header, justify="right")
