@@ -18,6 +18,8 @@ from experiments.mdl_sae_digits.shapes import KINDS
 Cell = Mapping[str, Any]
 HERE = Path(__file__).parent
 SHOWN = 16  # features a row of the picture
+FLOAT_BITS = 7.0  # of a value: what the figures of MDL-SAE for GPT-2 decode to
+UNEXPLAINED = (0.4, 0.3, 0.2, 0.1)  # shares of the variance
 
 
 def report(described: dict[str, Any], cells: Sequence[Cell], folder: Path, side: int) -> None:
@@ -30,10 +32,11 @@ def report(described: dict[str, Any], cells: Sequence[Cell], folder: Path, side:
         f"a mean squared error of {described['mse']:.3g} a pixel, {described['fidelity']:.0%} of the variance (grey "
         f"values 0 to {described['levels']}); a feature is a digit from a cosine of {described['threshold']:.3f} on"
     )
-    for n in horizons(cells):
-        console.print(grid_table(cells, n))
-    console.print(optimum_table(described, cells))
-    console.print(shapes_table(cells))
+    tables = [grid_table(cells, n) for n in horizons(cells)]
+    for table in (*tables, optimum_table(described, cells), formula_table(cells), shapes_table(cells)):
+        console.print(f"\n{table.title}")  # as the table's own title it would be folded to the table's width
+        table.title = None
+        console.print(table)
     result = {**described, "cells": list(cells)}
     (HERE / f"results{suffix}.json").write_text(json.dumps(result, indent=1) + "\n")
     draw_totals(described, cells, HERE / f"totals{suffix}.png")
@@ -58,7 +61,7 @@ def grid_table(cells: Sequence[Cell], n: str) -> Table:
     """total(N) / N of each width and k, the shortest marked; what is no autoencoder stands in the title."""
     found = grid(cells)
     beside = ", ".join(f"{c['name']} {c['totals'][n]:.1f}" for c in baselines(cells))
-    table = Table(title=f"total(N) / N, bits an image, N = {int(n):,} ({beside})", title_justify="left")
+    table = Table(title=f"total(N) / N, bits an image, N = {int(n):,} ({beside})")
     widths, sparsities = (sorted({key[i] for key in found}) for i in (0, 1))
     best = min(found, key=lambda key: found[key]["totals"][n])
     table.add_column("features", justify="right")
@@ -73,9 +76,12 @@ def grid_table(cells: Sequence[Cell], n: str) -> Table:
 
 
 def optimum_table(described: Mapping[str, Any], cells: Sequence[Cell]) -> Table:
-    """The optimum of each N, with its seeds, and the runner-up of seed 0."""
-    table = Table(title="The optimum of each N: mean and standard deviation over training seeds", title_justify="left")
-    for header in ("N", "features", "k", "total / N", "seeds", "state", "residual", "expl. var.", "second", "nothing"):
+    """The optimum of each N, with its seeds, and the runner-up of seed 0; state and residual are the largest N's.
+
+    `alone`: variance that the autoencoder explains with nothing rounded, nothing behind it.
+    """
+    table = Table(title="The optimum of each N: mean and standard deviation over training seeds")
+    for header in ("N", "features", "k", "total / N", "seeds", "state", "residual", "alone", "second", "nothing"):
         table.add_column(header, justify="right")
     (nothing,) = [c for c in cells if c["name"] == "nothing"]
     for best in described["optima"]:
@@ -85,15 +91,41 @@ def optimum_table(described: Mapping[str, Any], cells: Sequence[Cell]) -> Table:
         second = sorted(grid(cells).values(), key=lambda c: c["totals"][n])[1]
         table.add_row(
             *(f"{int(n):,}", str(best["width"]), str(best["k"]), spread, str(len(seeds))),
-            *(f"{best['state']:.1f}", f"{best['residual']:.1f}", f"{best['explained_variance']:.1%}"),
+            *(f"{best['state']:.1f}", f"{best['residual']:.1f}", f"{best['unrounded_variance']:.1%}"),
             *(f"{second['name']}: {second['totals'][n]:.1f}", f"{nothing['totals'][n]:.1f}"),
+        )
+    return table
+
+
+def formula_bits(cell: Cell) -> float:
+    """MDL-SAE's k (B + log2 D), an estimate: no dictionary, no error, no statistics of which features are on."""
+    return float(cell["k"] * (FLOAT_BITS + np.log2(cell["width"])))
+
+
+def formula_table(cells: Sequence[Cell]) -> Table:
+    """The optimum as MDL-SAE defines it: least k (B + log2 D) among autoencoders that explain enough by themselves."""
+    title = f"Least k ({FLOAT_BITS:g} + log2 features) among autoencoders that alone explain enough (estimate)"
+    table = Table(title=title)
+    for header in ("unexplained at most", "features", "k", "formula", "unexplained", "total / N here", *KINDS):
+        table.add_column(header, justify="right")
+    last = horizons(cells)[-1]
+    for limit in UNEXPLAINED:
+        enough = [c for c in grid(cells).values() if 1.0 - c["unrounded_variance"] <= limit]
+        if not enough:
+            table.add_row(f"{limit:.0%}", *["none"] * 2, *[""] * (3 + len(KINDS)))
+            continue
+        best = min(enough, key=formula_bits)
+        table.add_row(
+            *(f"{limit:.0%}", str(best["width"]), str(best["k"]), f"{formula_bits(best):.1f}"),
+            *(f"{1 - best['unrounded_variance']:.1%}", f"{best['totals'][last]:.1f}"),
+            *(f"{best['kinds'][kind]:.0%}" for kind in KINDS),
         )
     return table
 
 
 def shapes_table(cells: Sequence[Cell]) -> Table:
     """What the features of each cell look like: shares of the kinds among features, and weighted by use."""
-    table = Table(title="Features in use: share of each kind among features / weighted by use", title_justify="left")
+    table = Table(title="Features in use: share of each kind among features / weighted by use")
     for header in ("features", "k", "seed", "in use", *KINDS, "median cosine", "area", "elongation"):
         table.add_column(header, justify="right")
     for c in sorted((c for c in cells if "kinds" in c), key=lambda c: (c["width"], c["k"], c["seed"])):
@@ -146,7 +178,8 @@ def rows_to_draw(described: Mapping[str, Any], cells: Sequence[Cell]) -> dict[st
 def draw_features(described: Mapping[str, Any], cells: Sequence[Cell], folder: Path, side: int, path: Path) -> None:
     """The most used features of a few cells: red is ink, blue ink taken away."""
     rows = rows_to_draw(described, cells)
-    figure = Figure(figsize=(0.75 * SHOWN, 1.0 * len(rows)))
+    figure = Figure(figsize=(0.75 * SHOWN, 0.95 * len(rows)))
+    figure.subplots_adjust(0.01, 0.02, 0.99, 1.0 - 0.25 / len(rows), 0.1, 0.4)
     axes = figure.subplots(len(rows), SHOWN, squeeze=False)
     for line, (name, label) in zip(axes, rows.items(), strict=True):
         atoms = np.load(folder / f"{name}-0.npy").astype(np.float32)
@@ -156,5 +189,4 @@ def draw_features(described: Mapping[str, Any], cells: Sequence[Cell], folder: P
             extent = max(float(np.abs(atom).max()), 1e-12)
             place.imshow(atom.reshape(side, side), cmap="RdBu_r", vmin=-extent, vmax=extent)
         line[0].set_title(label, fontsize=8, loc="left")
-    figure.tight_layout(pad=0.3)
     figure.savefig(path, dpi=110)

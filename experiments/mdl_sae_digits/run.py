@@ -101,7 +101,7 @@ class Sweep:
     def _features(self, name: str, seed: int, explanation: DictionaryExplanation) -> dict[str, Any]:
         """Shapes of the features that fit data use, and the rows of those used most, kept for the picture.
 
-        `unrounded_variance`: explained on held-out images by the autoencoder as it is, nothing behind it.
+        `unrounded_variance`: explained on held-out images by the autoencoder alone, nothing rounded.
         """
         use = explanation.statistics.frequency
         order = np.argsort(-use)[: np.count_nonzero(use)]
