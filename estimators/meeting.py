@@ -1,4 +1,4 @@
-"""A step is moved until a measured KL meets its target: secants in the logarithms, inside a bracket once there is one."""
+"""A step is moved until a measured KL meets its target: by secants of the logarithms, bracketed once there is one."""
 
 from __future__ import annotations
 
