@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 USUAL_SLOPE = 1.7  # d ln KL / d ln step before it was measured: a little under the quadratic law, for dead zones
 LARGEST_MOVE = 1.5  # of ln step at a time
 NARROW = 1e-3  # brackets of ln step below this are left alone
 
 
+@runtime_checkable
 class Measured(Protocol):
     """What a trial of a step gives."""
 

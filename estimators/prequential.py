@@ -46,7 +46,7 @@ from mdl.task import Activations
 from mdl.transform_coding import fit_quantiser
 from mdl.units import bits_to_nats
 
-TOLERANCE = 0.05  # of a block's KL; the rest is made good along the slope of the rate
+TOLERANCE = 0.08  # of a block's KL; the rest is made good along the slope of the rate
 PRIME_TOKENS = 16384  # the latest tokens that adaptive codes have seen before a block
 OBTAINED = "codelength"
 SOME_SHARE = 0.3  # of the outputs' root mean square: the step to begin with

