@@ -30,7 +30,7 @@ from mdl.message import QuantisedArray, Section, encode_message
 from mdl.units import nats_to_bits
 
 ADAM_STEPS, RATE = 30, 0.1
-COLUMN_GRID, ROW_GRID = STEPS_PER_OCTAVE, 2  # scales are sent in quarter octaves a column, half octaves a row
+COLUMN_GRID = ROW_GRID = STEPS_PER_OCTAVE  # scales are sent in quarter octaves
 SMALLEST = 1e-12
 Parameters = dict[str, Float[Array, "..."]]
 

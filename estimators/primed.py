@@ -48,19 +48,41 @@ def concatenated(before: State, after: State) -> State:
 def primed_bits(state: State, context: Context, before: State | None, known: Context | None) -> float:
     """The shorter of two lengths of a stream, in bits: from nothing, or behind symbols that both ends know.
 
-    **Arguments:** `before`, `known`: those symbols and their context, or None. **Returns:** with 1 bit that names the
-    start, and `CODE_BITS` for the codes chosen; 0 for a stream without symbols.
+    **Arguments:** `before`, `known`: those symbols and their context, or None. **Returns:** with `naming_bits`, 1 bit
+    that names the start, and `CODE_BITS` for the codes chosen; 0 for a stream without symbols.
     """
     if isinstance(state, NoState):
         return 0.0
     if isinstance(state, JoinedState):
         first = before.streams if isinstance(before, JoinedState) else (None,) * len(state.streams)
         return sum(primed_bits(s, context, b, known) for s, b in zip(state.streams, first, strict=True))
-    lengths = [choose(state, context).length.total]
+    lengths = [choose(state, context).length.total + naming_bits(state, None)]
     if before is not None and known is not None:
         whole = choose(concatenated(before, state), follow(known, context))
-        lengths.append(whole.length.total - _same_codes(whole, before, known).length.total)
+        own = whole.length.total - _same_codes(whole, before, known).length.total
+        lengths.append(own + naming_bits(state, before))
     return min(lengths) + 1.0 + CODE_BITS
+
+
+def naming_bits(state: State, before: State | None) -> float:
+    r"""What it takes to say which part it is that a stream introduces: sum over new parts of log2 (parts not yet met).
+
+    Parts that are sent are sent in the order of their first use, so that their streams need not name them. Parts that
+    the receiver has learnt itself are in an order of its own.
+    """
+    if not isinstance(state, IndexState | SparseState):
+        return 0.0
+    met = np.unique(_parts(before)) if before is not None else np.zeros(0, np.int64)
+    new = np.setdiff1d(_parts(state), met).size
+    return float(np.log2(state.n_parts - met.size - np.arange(new)).sum())
+
+
+def _parts(state: State) -> np.ndarray:
+    """The part of each symbol."""
+    if isinstance(state, IndexState):
+        return state.indices
+    assert isinstance(state, SparseState)
+    return state.features
 
 
 def carried_bits(values: np.ndarray, before: np.ndarray) -> float:

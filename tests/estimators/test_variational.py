@@ -97,4 +97,5 @@ def test_rows_alone(tiny_bench: Bench, table: TableExplanation, solution: Soluti
     prices = row_prices(table, table_rows, tiny_bench.metrics[0], solution.attempt.settings)
     assert prices.entries == table_rows(table, solution.attempt.settings).rows.size
     assert prices.sampled_error == pytest.approx(prices.rounded_error, rel=0.5)
-    assert 0.0 < (prices.rounded_bits - prices.kl_bits) / prices.entries < 1.0
+    assert prices.kl_bits < prices.rounded_bits
+    assert prices.saved > 0.0
