@@ -177,11 +177,12 @@ def draw(results: Results) -> None:
     for axis, (name, found) in zip(axes, results.items(), strict=True):
         for way, style in (("two-part", "o-"), ("variational", "s--")):
             points = [(h, found[f"{way} {h:g}"]["total"]) for h in HORIZONS if f"{way} {h:g}" in found]
-            axis.plot(*zip(*points, strict=True), style, label=way, markersize=4)
-        for key, label in ((k, k) for k in found if k.startswith("prequential")):
+            if points:
+                axis.plot(*zip(*points, strict=True), style, label=way, markersize=4)
+        for key in (k for k in found if k.startswith("prequential")):
             ends = np.cumsum([b["tokens"] for b in found[key]])
             bits = np.cumsum([b["header"] + b["state"] + b["residual"] for b in found[key]])
-            axis.plot(ends, bits / ends, ".-", color="tab:green", alpha=0.7, label=label, markersize=4)
+            axis.plot(ends, bits / ends, ".-", color="tab:green", alpha=0.7, label=key, markersize=4)
         region = next(f.region for f in families() if f.name == name)
         axis.set(xscale="log", yscale="log", xlabel="N, tokens", title=f"{name}\n{region}")
         axis.title.set_fontsize(8)
@@ -206,6 +207,8 @@ def main(only: tuple[str, ...], orders: int, picture: bool) -> None:
             for done in work(family, laboratory, results.setdefault(family.name, {}), order):
                 console.print(f"{family.name}: {done}")
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    if not results:
+        raise click.ClickException(f"there is nothing in {RESULTS} yet: run without --picture first")
     for shown in (table(results), parts(results), row_table(results)):
         console.print(shown)
     draw(results)
