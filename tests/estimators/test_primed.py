@@ -9,6 +9,7 @@ from estimators.primed import CODE_BITS, carried_bits, concatenated, follow, nam
 from mdl.errors import ExplanationError
 from mdl.state import Context, DenseState, IndexState, JoinedState, NoState, SparseState, State
 
+pytestmark = pytest.mark.usefixtures("in_little_time")
 N = 120
 
 
