@@ -9,6 +9,7 @@ why such lengths are "codelength" and not "coded".
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -43,13 +44,14 @@ def exponent_of(step: float) -> int:
 
 def picked(activations: Activations, chosen: np.ndarray | slice) -> Activations:
     """Some sequences, by number."""
-    return Activations(**{k: None if v is None else v[chosen] for k, v in vars(activations).items()})
+    some: dict[str, Any] = {k: None if v is None else v[chosen] for k, v in vars(activations).items()}
+    return Activations(**some)
 
 
 def joined(parts: list[Activations]) -> Activations:
     """Sequences of several, their documents kept apart."""
     offsets = np.cumsum([0, *(int(p.groups.max()) + 1 for p in parts[:-1])])
-    columns = {
+    columns: dict[str, Any] = {
         k: None if getattr(parts[0], k) is None else np.concatenate([getattr(p, k) for p in parts])
         for k in vars(parts[0])
     }

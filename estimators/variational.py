@@ -275,7 +275,8 @@ def _outlook(bench: Bench, wrapped: VariationalExplanation, metric: Metric, atte
     coding = Coding.prepare(bench, wrapped, metric, attempt.settings, attempt.step, (sample,), attempt.prices)
     look = coding.outlook(bench)
     touched = look.decoder.touched(sample.inputs, look.state)
-    n = look.state.n_tokens
+    n, prices = look.state.n_tokens, attempt.prices
     (static,) = variational_static(bench, coding, touched, look.codes.touched(), n, np.array([bench.horizon]))
-    rate = (attempt.prices.state * look.state.bits() + attempt.prices.residual * look.codes.bits()) / n
+    state, residual = look.sizes
+    rate = (prices.state.bits(state) + prices.residual.bits(residual)) / n
     return rate + float(static) / bench.horizon + slope * math.log(look.distortion / attempt.distortion)

@@ -156,9 +156,14 @@ class Explanation(Protocol):
     each knob its grid of values, from fine to coarse, out of which the scorer chooses for the shortest total.
     """
 
-    name: str
-    kind: str
-    knobs: Mapping[str, Sequence[float]]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def knobs(self) -> Mapping[str, Sequence[float]]: ...
 
     def section(self, settings: Settings) -> Section:
         """The explanation, quantised for these settings: what is sent once."""

@@ -123,7 +123,7 @@ def print_rows(title: str, rows: list[dict[str, Any]], console: Console) -> None
 def main(sequences: int, out: Path) -> None:
     """Print every table, and leave its rows as JSON."""
     model, console = embedded_model(), Console(width=150, highlight=False)
-    task = build_task(model, EMBEDDED_REGION, load_data(model, sequences=sequences), lambda *_: None)
+    task = build_task(model, EMBEDDED_REGION, load_data(model, fit_sequences=288, sequences=sequences), lambda *_: None)
     tables = {
         "MDL-SAE's figures for GPT-2": closed_forms(),
         "SAEBench mdl, bits a token and error by number of bins": saebench_rows(task),

@@ -229,7 +229,9 @@ def show(rows: list[Priced]) -> Table:
 @click.option("--decode", is_flag=True, help="Also write every conditional stream, and read it back.")
 def main(decode: bool) -> None:
     """Print the table and write results.json."""
-    task = build_task(embedded_model(), EMBEDDED_REGION, load_data(embedded_model()), lambda *_: None)
+    task = build_task(
+        embedded_model(), EMBEDDED_REGION, load_data(embedded_model(), fit_sequences=288), lambda *_: None
+    )
     bench, side = Bench(task, DEFAULT_HORIZON), side_of(task)
     texts = [f'sae:path="{path}"' for path in embedded_saes()] + ["pca:rank=24", "clusters:k=256"]
     rows = []

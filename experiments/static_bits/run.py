@@ -42,7 +42,7 @@ class Laboratory:
 
     def __init__(self) -> None:
         self.model = embedded_model()
-        self.data = load_data(self.model)
+        self.data = load_data(self.model, fit_sequences=288)
         self.benches: dict[str, Bench] = {}
         self.streams: dict[tuple[str, int], Stream] = {}
 

@@ -205,7 +205,7 @@ def save(lines: list[Line], pair: dict[str, float]) -> None:
 def main(only: tuple[str, ...]) -> None:
     """Measure, print and save."""
     model = embedded_model()
-    task = build_task(model, EMBEDDED_REGION, load_data(model), lambda *_: None)
+    task = build_task(model, EMBEDDED_REGION, load_data(model, fit_sequences=288), lambda *_: None)
     bench, console = Bench(task, HORIZON), Console(width=140)
     folders = {path.name: path for path in embedded_saes()}
     lines: list[Line] = []
