@@ -1,4 +1,4 @@
-"""Online dictionary learning, by scikit-learn: atoms fitted with an L1 penalty, tokens then encoded with k of them by orthogonal matching pursuit.
+"""Online dictionary learning, by scikit-learn: atoms fitted with an L1 penalty, tokens then encoded with k of them.
 
     learning: min over atoms |v_i| <= 1 and codes of  sum_t |x_t - mean - sum_i c_ti v_i|^2 / 2 + alpha |c_t|_1
     encoding: orthogonal matching pursuit of k steps (`decompositions/matching_pursuit.py`)
