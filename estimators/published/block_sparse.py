@@ -51,34 +51,47 @@ def target_distortion(outputs: np.ndarray, r_squared: float) -> float:
     return float((1.0 - r_squared) * np.square(outputs - outputs.mean(0), dtype=np.float64).mean())
 
 
-def block_sparse_length(
-    codes: scipy.sparse.csr_array,
-    rows: np.ndarray,
-    residual: np.ndarray,
-    distortion: float,
-    horizon: float,
-    block: int = 1,
-    smooth: bool = False,
-) -> BlockSparseLength:
-    """L_delta of a dictionary of G blocks.
+@dataclass(frozen=True)
+class Spectra:
+    """What the length depends on: of each block how often it is on, `share` [G], and the eigenvalues of what it then
+    adds, `variances` [G, k]; `residual` [d]: those of what is left."""
 
-    **Arguments:** `codes` [n, G k]: coefficients, those of a block side by side, stored where they are on; `rows`
-    [G k, d]: their directions, of any length; `residual` [n, d]: outputs less predictions; `distortion`: delta, mean
-    square error a dimension; `horizon`: N, the tokens that share the dictionary; `block`: k.
+    share: np.ndarray
+    variances: np.ndarray
+    residual: np.ndarray
 
-    **Raises:** `ExplanationError` unless blocks divide the dictionary and delta is positive.
-    """
-    if codes.shape[1] % block or not distortion > 0:
-        raise ExplanationError(f"{codes.shape[1]} features in blocks of {block}, at a distortion of {distortion:g}")
-    blocks, width = codes.shape[1] // block, rows.shape[1]
-    share, variances = block_variances(codes, rows, block)
-    spectrum = np.maximum(np.linalg.eigvalsh(np.cov(residual, rowvar=False, bias=True).reshape(width, width)), 0.0)
-    return BlockSparseLength(
-        support=float(enumerative_bits(blocks, min(share.sum(), blocks))),
-        codes=float(share @ gaussian_rate_bits(variances, distortion, smooth).sum(1)),
-        residual=float(gaussian_rate_bits(spectrum, distortion, smooth).sum()),
-        dictionary=0.5 * blocks * block * (width - block) / horizon * float(np.log2(horizon)),
-    )
+    @classmethod
+    def of(cls, codes: scipy.sparse.csr_array, rows: np.ndarray, residual: np.ndarray, block: int = 1) -> Spectra:
+        """Of a dictionary of G blocks.
+
+        **Arguments:** `codes` [n, G k]: coefficients, those of a block side by side, stored where they are on; `rows`
+        [G k, d]: their directions, of any length; `residual` [n, d]: outputs less predictions; `block`: k.
+
+        **Raises:** `ExplanationError` unless blocks divide the dictionary.
+        """
+        if codes.shape[1] % block:
+            raise ExplanationError(f"{codes.shape[1]} features in blocks of {block}: blocks are of one size")
+        centred = residual - residual.mean(0)
+        spectrum = np.linalg.eigvalsh(centred.T @ centred / max(len(residual), 1))
+        return cls(*block_variances(codes, rows, block), np.maximum(spectrum, 0.0))
+
+    def length(self, distortion: float, horizon: float, smooth: bool = False) -> BlockSparseLength:
+        """L_delta.
+
+        **Arguments:** `distortion`: delta, mean square error a dimension; `horizon`: N, the tokens that share the
+        dictionary; `smooth`: the form of the rate.
+
+        **Raises:** `ExplanationError` unless delta is positive.
+        """
+        if not distortion > 0:
+            raise ExplanationError(f"a distortion of {distortion:g}: at none, real numbers take infinitely many bits")
+        (blocks, block), width = self.variances.shape, len(self.residual)
+        return BlockSparseLength(
+            support=float(enumerative_bits(blocks, min(self.share.sum(), blocks))),
+            codes=float(self.share @ gaussian_rate_bits(self.variances, distortion, smooth).sum(1)),
+            residual=float(gaussian_rate_bits(self.residual, distortion, smooth).sum()),
+            dictionary=0.5 * blocks * block * (width - block) / horizon * float(np.log2(horizon)),
+        )
 
 
 def block_variances(codes: scipy.sparse.csr_array, rows: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +100,8 @@ def block_variances(codes: scipy.sparse.csr_array, rows: np.ndarray, block: int)
     token = np.repeat(np.arange(n), np.diff(codes.indptr))
     features = features_of(codes)
     # One line for each block that is on at a token: its k coefficients.
-    pairs, line = np.unique(token * blocks + features // block, return_inverse=True)
+    lines = token * blocks + features // block
+    pairs, line = (lines, np.arange(len(lines))) if block == 1 else np.unique(lines, return_inverse=True)
     values = np.zeros((len(pairs), block))
     values[line, features % block] = codes.data
     owner = pairs % blocks

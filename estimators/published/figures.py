@@ -108,10 +108,10 @@ def _block_sparse(
     distortion = float(np.square(outputs - values).mean())
     if not distortion:
         return {}
-    parts = (terms.coefficients, terms.rows, outputs - prediction, distortion, horizon)
+    spectra = block_sparse.Spectra.of(terms.coefficients, terms.rows, outputs - prediction)
     found = {}
     for name, smooth in (("block-sparse", False), ("block-sparse, smooth", True)):
-        length = block_sparse.block_sparse_length(*parts, smooth=smooth)
+        length = spectra.length(distortion, horizon, smooth)
         rate = "1/2 log2(1 + v/delta)" if smooth else "1/2 log2(v/delta)+"
         code = f"k = 1, {rate}, delta = {distortion:.3g}, N = {horizon:g}"
         found[name] = Published(length.total, code, block_sparse.SOURCE)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
+from scipy.special import xlogy
 
 from estimators.published.histogram import binary_entropy, counted_entropy, features_of, value_ranges
 from mdl.units import nats_to_bits
@@ -34,6 +35,7 @@ SOURCE = "SAEBench 0.6, evals/mdl/main.py"
 BINS = (8, 16, 32, 64)
 THRESHOLD = 0.2  # on what is called mse_loss
 FIRST_MAXIMUM = 100.0
+ERROR_TOKENS = 2048  # at most so many, evenly spaced, for the error (one of its buffers has 524,288)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,11 @@ class Edges:
     @classmethod
     def of(cls, codes: scipy.sparse.csr_array, bins: int, mends: Mends) -> Edges:
         """From the codes of calibration data."""
-        low, high = value_ranges(codes)
+        return cls.over(*value_ranges(codes), bins, mends)
+
+    @classmethod
+    def over(cls, low: np.ndarray, high: np.ndarray, bins: int, mends: Mends) -> Edges:
+        """From the least and the largest value of each feature and 0, [F] each."""
         low = low if mends.any_sign_fires else np.zeros_like(low)
         return cls(low, high if mends.range_from_data else np.maximum(high, FIRST_MAXIMUM), bins)
 
@@ -127,9 +133,11 @@ def saebench_sweep(
     kept = codes if k is None else top_k(codes, k)
     measured = kept if mends.top_k_in_length else codes
     base = codes if calibration is None else calibration
-    found = []
+    some = slice(None, None, -(-codes.shape[0] // ERROR_TOKENS))
+    kept, outputs = kept[some], outputs[some]
+    found, ranges = [], value_ranges(base)
     for number in bins:
-        edges = Edges.of(base, number, mends)
+        edges = Edges.over(*ranges, number, mends)
         error = quantisation_error(kept, dictionary, outputs, edges, mends)
         found.append(SAEBenchLength(number, description_length(measured, edges, mends), error))
     return found
@@ -165,16 +173,11 @@ def _entropy_with_zeros(
     n, width = shape
     zeros = n - np.bincount(features, minlength=width)
     home = edges.histogram_bin(np.zeros(width), np.arange(width))
-    keys, inverse = np.unique(
-        np.concatenate([features[counted] * edges.bins + index[counted], np.arange(width) * edges.bins + home]),
-        return_inverse=True,
-    )
-    weights = np.concatenate([np.ones(int(counted.sum())), zeros])
-    counts = np.bincount(inverse, weights)
-    total = np.bincount(keys // edges.bins, counts, width)[keys // edges.bins]
-    share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
-    bits = -nats_to_bits(share * np.log(np.where(share > 0, share, 1.0)))
-    return np.bincount(keys // edges.bins, bits, width)
+    keys = features[counted] * edges.bins + index[counted]
+    counts = np.bincount(keys, minlength=width * edges.bins).reshape(width, edges.bins).astype(np.float64)
+    counts[np.arange(width), home] += zeros
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1.0)
+    return -nats_to_bits(xlogy(share, share).sum(1))
 
 
 def quantisation_error(
