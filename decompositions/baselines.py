@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse
 
+from decompositions.token_effects import LARGEST_TOKEN, nested_effects, numbered_pairs
 from mdl.alphabets import NoAlphabet
 from mdl.errors import ExplanationError, MessageError
 from mdl.message import QuantisedArray, Section
@@ -22,7 +23,6 @@ from mdl.state import NoState, State
 from mdl.static_rows import metric_rows, predict_columns
 from mdl.task import Task
 
-LARGEST_TOKEN = (1 << 31) - 1
 STATIC_KNOB: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 
@@ -160,24 +160,16 @@ class TableExplanation:
 
 @dataclass(frozen=True)
 class TokenTable:
-    """A vector for each token id: its mean output, shrunk to the overall mean.
+    """A vector for each token id: what it adds to the overall mean, as `nested_effects` predicts it of unseen text.
 
-    A row seen c times is multiplied by c / (c + s), s being the ratio of the variance within a token id to the variance
-    between them: the best linear predictor of the true mean when rows are exchangeable (James and Stein 1961).
+    A row is the token's mean output, pairs of it weighed alike, shrunk in every direction to the overall mean.
     """
 
     def fit(self, task: Task) -> TableExplanation:
-        if task.region.output == VECTORS:
-            raise ExplanationError("token-table: rows of numbers have no token ids to look anything up by")
-        tokens, outputs = task.fit.inputs.scored_tokens(), task.fit.outputs
-        mean = outputs.mean(0, dtype=np.float64)
-        ids, index, counts = np.unique(tokens, return_inverse=True, return_counts=True)
-        select = scipy.sparse.csr_array((np.ones(len(index)), index, np.arange(len(index) + 1)), (len(index), len(ids)))
-        rows = (select.T @ outputs.astype(np.float64)) / counts[:, None] - mean
-        within = float(np.square(outputs - mean - rows[index]).sum()) / max(len(index) - len(ids), 1)
-        between = max(float(counts @ np.square(rows).sum(1)) - len(ids) * within, 1e-12) / len(index)
-        shrunk = rows * (counts / (counts + within / between))[:, None]
-        return TableExplanation(mean, ids, shrunk, counts / len(tokens))
+        inputs = task.fit.inputs
+        found = numbered_pairs(inputs)
+        mean, rows, _ = nested_effects(task.fit.outputs, found.owner, found.pair)
+        return TableExplanation(mean, found.tokens, rows, np.bincount(found.owner, found.counts) / inputs.n_tokens)
 
 
 @dataclass(frozen=True)
