@@ -31,7 +31,9 @@ FINE = Settings(1e12, 1e-3, np.eye(WIDTH))
 def task_of(tokens: np.ndarray, outputs: np.ndarray, values: np.ndarray | None = None) -> Any:
     """As much of a task as `fit` looks at."""
     inputs = Inputs(tokens[None], np.ones((1, len(tokens)), bool), None if values is None else values[None])
-    return SimpleNamespace(fit=Sample(inputs, outputs), width=outputs.shape[1], region=SimpleNamespace(name="a region"))
+    return SimpleNamespace(
+        fit=Sample(inputs, outputs), width=outputs.shape[1], region=SimpleNamespace(name="a region", output="a site")
+    )
 
 
 def fit(decomposition: Decomposition, task: Any) -> Explanation:
@@ -73,22 +75,37 @@ def test_nothing_is_the_mean() -> None:
     assert (state.n_tokens, state.length().total) == (len(tokens), 0.0)
 
 
-def test_the_table_gives_each_token_its_shrunken_mean() -> None:
-    tokens, _, outputs = words()
-    task = task_of(tokens, outputs)
-    explanation = fit(TokenTable(), task)
+def test_the_table_is_nearer_the_truth_than_plain_means() -> None:
+    tokens, vectors, outputs = words(noise=1.5)
+    explanation = fit(TokenTable(), task_of(tokens, outputs))
     decoder = received(explanation, TableDecoder)
-    predicted = decoder.predict(task.fit.inputs, NoState(len(tokens)))
-    mean = outputs.mean(0)
-    for token in np.unique(tokens):
-        here = tokens == token
-        own = outputs[here].mean(0) - mean
-        got = predicted[here][0] - mean
-        share = float(got @ own / (own @ own))
-        assert np.allclose(got, share * own, atol=1e-3)
-        assert 0.9 < share <= 1.0 + 1e-3 if here.sum() > 30 else share <= 1.0 + 1e-3
-    left = np.square(outputs - predicted).mean()
-    assert left == pytest.approx(0.3**2, rel=0.05)
+    every = Inputs(explanation.ids[None].astype(np.int32), np.ones((1, len(explanation.ids)), bool))
+    predicted, truth = decoder.predict(every, NoState(len(explanation.ids))), vectors[explanation.ids] + 2
+    plain = np.array([outputs[tokens == i].mean(0) for i in explanation.ids])
+    assert np.square(predicted - truth).sum() < 0.95 * np.square(plain - truth).sum()
+    often = np.array([(tokens == i).sum() > 200 for i in explanation.ids])
+    assert often.sum() > 2
+    assert np.allclose(predicted[often], plain[often], atol=0.15)
+
+
+def test_a_token_behind_one_token_alone_has_told_little() -> None:
+    """Of two tokens seen equally often, the one seen behind many others is believed more."""
+    rng = np.random.default_rng(0)
+    pairs = rng.normal(size=(60, 60, WIDTH))
+    before = rng.integers(2, 60, 4000)
+    tokens = np.stack([before, rng.integers(2, 60, 4000)], 1)
+    tokens[:200, 1], tokens[200:400, 1] = 0, 1
+    tokens[200:400, 0] = 2  # token 1 stands behind token 2 alone
+    inputs = Inputs(tokens.astype(np.int32), np.tile([False, True], (4000, 1)))
+    outputs = (1.0 + pairs[tokens[:, 1], tokens[:, 0]] + 0.1 * rng.normal(size=(4000, WIDTH))).astype(np.float32)
+    task = SimpleNamespace(
+        fit=Sample(inputs, outputs), width=WIDTH, region=SimpleNamespace(name="a region", output="a site")
+    )
+    explanation = fit(TokenTable(), task)
+    one, other = (np.linalg.norm(explanation.rows[i]) for i in (0, 1))
+    raw = np.linalg.norm(outputs[200:400].mean(0) - outputs.mean(0))
+    assert other < 0.5 * raw
+    assert one < raw
 
 
 def test_a_table_of_noise_shrinks_to_nothing() -> None:
