@@ -66,6 +66,8 @@ def default_explanations(model: AnyModel, region_text: str) -> list[str]:
     names = [YARDSTICK, "token-table"]
     if region.output == "logits":
         return names
+    if isinstance(model, Model):
+        names.append("token-pairs")
     if region.input != "tokens" or (isinstance(model, Model) and model.config.tied):
         names.append("affine")
     width = model.site_width(region.output)
