@@ -93,8 +93,8 @@ class Lead:
 
 
 def leads(site: Site, fidelity: float | None) -> list[Lead]:
-    """Who leads from which N on, N = 1 to 10^10."""
-    grid = np.logspace(0, 10, 2001)
+    """Who leads from which N on, N = 1,000 to 10^10: below that, what is paid first depends on the first sentences."""
+    grid = np.logspace(3, 10, 1401)
     keys = [k for k in site.scores if any(s.fidelity == fidelity for s in site.scores[k])]
     totals = np.stack([np.asarray(site.score(k, fidelity).total(grid)) for k in keys])
     first = np.argmin(totals, axis=0)
@@ -172,7 +172,7 @@ def shares(site: Site, key: str, n: float, fidelity: float = HEADLINE_FIDELITY) 
 
 def sweep(site: Site, architecture: str, samples: int, sparsity: float | None, factor: int | None) -> Iterator[str]:
     """Autoencoders of one architecture and training length, of one sparsity or one width."""
-    for key in site.of(ENCODER):
+    for key in sorted(site.of(ENCODER), key=lambda k: (site.rungs[k].factor, site.rungs[k].sparsity)):
         r = site.rungs[key]
         same = r.architecture == architecture and r.samples == samples and r.seed == 0
         if same and sparsity in (None, r.sparsity) and factor in (None, r.factor):
