@@ -162,7 +162,7 @@ class Solver:
                 self.send(self._prepare(metric, (probe.sample,)).attempt(self.bench, probe), probe)
             if found and self._outlook(metric, self.step, self.knobs).total(self.prices) > HOPELESS * found[0][0]:
                 continue  # far behind with the same knobs at the same distortion: its own knobs will not turn it
-            self._choose_knobs()
+            self._choose_knobs(jump=not found)
             self.step = self._surrogate_step(metric, self.step, eps)
             attempts = self._meet(eps, self.bench.probe, metric, tolerance=0.05)
             total = _total_at(attempts, eps)
@@ -187,8 +187,12 @@ class Solver:
             found.append((self._outlook(metric, step, self.knobs).total(self.prices), metric, step))
         _, self.metric, self.step = min(found, key=lambda f: f[0])
 
-    def _choose_knobs(self) -> bool:
-        """Hill climbing on the knobs' grids at equal distortion on the probe data; True if anything changed."""
+    def _choose_knobs(self, jump: bool = False) -> bool:
+        """Hill climbing on the knobs' grids at equal distortion on the probe data; True if anything changed.
+
+        With `jump`, from a quarter of a grid where that is better than the middle: where the middle rounds every value
+        to zero, so do its neighbours, and no climb leads away.
+        """
         if all(len(grid) < 2 for grid in self.explanation.knobs.values()):
             return False
         assert self.metric is not None
@@ -197,23 +201,33 @@ class Solver:
         slope = max((total - there.total(self.prices)) / max(math.log(there.distortion / target), 1e-6), 0.0)
         before = dict(self.knobs)
         for name, grid in self.explanation.knobs.items():
+            if jump:
+                total = self._move(name, grid[len(grid) // 4], target, total, slope)
             total = self._climb(name, list(grid), target, total, slope)
         return self.knobs != before
 
-    def _climb(self, name: str, grid: list[float], target: float, total: float, slope: float) -> float:
-        """Move one knob along its grid for as long as the total falls; `slope` is -d total / d ln distortion."""
+    def _move(self, name: str, value: float, target: float, total: float, slope: float) -> float:
+        """Give a knob another value if the total falls; `slope` is -d total / d ln distortion. Returns the total."""
         assert self.metric is not None
+        trial = {**self.knobs, name: value}
+        look = self._outlook(self.metric, self.step, trial)
+        found = look.total(self.prices) + slope * math.log(max(look.distortion, 1e-30) / target)
+        if found >= total - 1e-3:
+            return total
+        self.knobs = trial
+        return found
+
+    def _climb(self, name: str, grid: list[float], target: float, total: float, slope: float) -> float:
+        """Move one knob along its grid for as long as the total falls."""
         position = grid.index(self.knobs[name])
         for direction in (1, -1):
-            moved = False
+            start = position
             while 0 <= position + direction < len(grid):
-                trial = {**self.knobs, name: grid[position + direction]}
-                look = self._outlook(self.metric, self.step, trial)
-                found = look.total(self.prices) + slope * math.log(max(look.distortion, 1e-30) / target)
-                if found >= total - 1e-3:
+                total = self._move(name, grid[position + direction], target, total, slope)
+                if self.knobs[name] != grid[position + direction]:
                     break
-                self.knobs, total, position, moved = trial, found, position + direction, True
-            if moved:
+                position += direction
+            if position != start:
                 break
         return total
 

@@ -49,8 +49,8 @@ from mdl.score import load_data
 from mdl.task import Activations, build_task
 
 HELD_OUT_TOKENS = 40_000
-LONG_SAMPLES, MAIN_SAMPLES, OTHER_SAMPLES = 4_000_000, 1_500_000, 500_000
-LENGTHS = {LONG_SAMPLES: "-long", MAIN_SAMPLES: "", OTHER_SAMPLES: "-brief"}
+MAIN_SAMPLES, OTHER_SAMPLES = 1_500_000, 500_000
+LENGTHS = {MAIN_SAMPLES: "", OTHER_SAMPLES: "-brief"}
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,6 @@ HEADLINE = (
     Recipe("jumprelu", 8, 0.15, MAIN_SAMPLES, (1, 2)),  # seed 0 ships with the package
     Recipe("topk", 16, 16, MAIN_SAMPLES, (1, 2)),
 )
-LONG = (Recipe("jumprelu", 8, 0.15, LONG_SAMPLES),)
 SWEEP = (
     Recipe("jumprelu", 8, 0.15, OTHER_SAMPLES, (0, 1, 2)),
     *(Recipe("topk", factor, 16, OTHER_SAMPLES) for factor in (1, 2, 4, 8, 16, 32)),
@@ -138,7 +137,7 @@ STORIES = (Recipe("jumprelu", 8, 0.15, OTHER_SAMPLES, (0, 1, 2)), Recipe("topk",
 def recipes(model: str, site: str) -> tuple[Recipe, ...]:
     """What is trained on a site of a model."""
     if (model, site) == ("embedded", MAIN_SITE):
-        return (*SWEEP, *LEFTOVER, *HEADLINE, *LONG)
+        return (*SWEEP, *LEFTOVER, *HEADLINE)
     return ELSEWHERE if model in ("embedded", *CONTROLS) else STORIES
 
 
