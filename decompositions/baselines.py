@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse
 
-from decompositions.token_effects import LARGEST_TOKEN, nested_effects, numbered_pairs
+from decompositions.token_effects import LARGEST_TOKEN, check_tokens, nested_effects, numbered_pairs
 from mdl.alphabets import NoAlphabet
 from mdl.errors import ExplanationError, MessageError
 from mdl.message import QuantisedArray, Section
@@ -166,6 +166,8 @@ class TokenTable:
     """
 
     def fit(self, task: Task) -> TableExplanation:
+        """**Raises:** `ExplanationError` where there are no token ids."""
+        check_tokens(task, "token-table")
         inputs = task.fit.inputs
         found = numbered_pairs(inputs)
         mean, rows, _ = nested_effects(task.fit.outputs, found.owner, found.pair)

@@ -12,7 +12,10 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse
 
+from mdl.errors import ExplanationError
+from mdl.models.vectors import VECTORS
 from mdl.protocols import Inputs
+from mdl.task import Task
 
 LARGEST_TOKEN = (1 << 31) - 1
 OWN = 0  # the code of a token's own row; a pair's is FIRST + the previous id, and FIRST - 1 = 1 is "no token before"
@@ -46,6 +49,12 @@ class Pairs(NamedTuple):
     counts: np.ndarray
     tokens: np.ndarray
     owner: np.ndarray
+
+
+def check_tokens(task: Task, name: str) -> None:
+    """**Raises:** `ExplanationError` where there are no token ids."""
+    if task.region.output == VECTORS:
+        raise ExplanationError(f"{name}: rows of numbers have no token ids to look anything up by")
 
 
 def numbered_pairs(inputs: Inputs) -> Pairs:

@@ -21,6 +21,7 @@ from decompositions.token_effects import (
     LARGEST_TOKEN,
     OWN,
     SPAN,
+    check_tokens,
     nested_effects,
     numbered_pairs,
     own_keys,
@@ -166,7 +167,8 @@ class TokenPairs:
     count: int = DEFAULT_COUNT
 
     def fit(self, task: Task) -> TokenPairsExplanation:
-        """**Raises:** `ExplanationError` for a count below 1."""
+        """**Raises:** `ExplanationError` for a count below 1, or where there are no token ids."""
+        check_tokens(task, "token-pairs")
         if self.count < 1:
             raise ExplanationError(f"token-pairs: count = {self.count}; a pair is seen once at least")
         inputs, outputs = task.fit.inputs, task.fit.outputs
