@@ -167,7 +167,7 @@ class TokenTable:
 
     def fit(self, task: Task) -> TableExplanation:
         """**Raises:** `ExplanationError` where there are no token ids."""
-        check_tokens(task, "token-table")
+        check_tokens(task.region.output, "token-table")
         inputs = task.fit.inputs
         found = numbered_pairs(inputs)
         mean, rows, _ = nested_effects(task.fit.outputs, found.owner, found.pair)

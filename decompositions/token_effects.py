@@ -15,7 +15,6 @@ import scipy.sparse
 from mdl.errors import ExplanationError
 from mdl.models.vectors import VECTORS
 from mdl.protocols import Inputs
-from mdl.task import Task
 
 LARGEST_TOKEN = (1 << 31) - 1
 OWN = 0  # the code of a token's own row; a pair's is FIRST + the previous id, and FIRST - 1 = 1 is "no token before"
@@ -51,9 +50,9 @@ class Pairs(NamedTuple):
     owner: np.ndarray
 
 
-def check_tokens(task: Task, name: str) -> None:
+def check_tokens(output: str, name: str) -> None:
     """**Raises:** `ExplanationError` where there are no token ids."""
-    if task.region.output == VECTORS:
+    if output == VECTORS:
         raise ExplanationError(f"{name}: rows of numbers have no token ids to look anything up by")
 
 

@@ -168,7 +168,7 @@ class TokenPairs:
 
     def fit(self, task: Task) -> TokenPairsExplanation:
         """**Raises:** `ExplanationError` for a count below 1, or where there are no token ids."""
-        check_tokens(task, "token-pairs")
+        check_tokens(task.region.output, "token-pairs")
         if self.count < 1:
             raise ExplanationError(f"token-pairs: count = {self.count}; a pair is seen once at least")
         inputs, outputs = task.fit.inputs, task.fit.outputs

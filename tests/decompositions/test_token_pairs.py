@@ -35,7 +35,8 @@ def task_of(tokens: np.ndarray, outputs: np.ndarray) -> Any:
     """As much of a task as `fit` looks at: sequences of tokens, all positions but the first scored."""
     scored = np.ones(tokens.shape, bool)
     scored[:, 0] = False
-    return SimpleNamespace(fit=Sample(Inputs(tokens, scored), outputs[scored]))
+    sample = Sample(Inputs(tokens, scored), outputs[scored])
+    return SimpleNamespace(fit=sample, region=SimpleNamespace(output="a site"))
 
 
 def fit(decomposition: Any, task: Any) -> Any:
