@@ -162,7 +162,7 @@ class Solver:
                 self.send(self._prepare(metric, (probe.sample,)).attempt(self.bench, probe), probe)
             if found and self._outlook(metric, self.step, self.knobs).total(self.prices) > HOPELESS * found[0][0]:
                 continue  # far behind with the same knobs at the same distortion: its own knobs will not turn it
-            self._choose_knobs(jump=not found)
+            self._choose_knobs()
             self.step = self._surrogate_step(metric, self.step, eps)
             attempts = self._meet(eps, self.bench.probe, metric, tolerance=0.05)
             total = _total_at(attempts, eps)
@@ -187,10 +187,10 @@ class Solver:
             found.append((self._outlook(metric, step, self.knobs).total(self.prices), metric, step))
         _, self.metric, self.step = min(found, key=lambda f: f[0])
 
-    def _choose_knobs(self, jump: bool = False) -> bool:
+    def _choose_knobs(self) -> bool:
         """Hill climbing on the knobs' grids at equal distortion on the probe data; True if anything changed.
 
-        With `jump`, from a quarter of a grid where that is better than the middle: where the middle rounds every value
+        From a quarter of a grid, where that is better than where the climb would begin: where a knob rounds every value
         to zero, so do its neighbours, and no climb leads away.
         """
         if all(len(grid) < 2 for grid in self.explanation.knobs.values()):
@@ -201,8 +201,7 @@ class Solver:
         slope = max((total - there.total(self.prices)) / max(math.log(there.distortion / target), 1e-6), 0.0)
         before = dict(self.knobs)
         for name, grid in self.explanation.knobs.items():
-            if jump:
-                total = self._move(name, grid[len(grid) // 4], target, total, slope)
+            total = self._move(name, grid[len(grid) // 4], target, total, slope)
             total = self._climb(name, list(grid), target, total, slope)
         return self.knobs != before
 
