@@ -267,7 +267,8 @@ class SurpriseAccounting:
     def _beside(self, transcript: Transcript, alone: Damage) -> Mapping[str, float]:
         """Of the explanation's own prediction, without the residual coder: as people use it."""
         outputs, flops = self.bench.held_out.sample.outputs, self.task.description["region_flops"]
-        ratio = {} if self.task.region.input == "nothing" else {"flops_ratio": transcript.flops / flops}
+        # An embedding is looked up, and rows of numbers come from nowhere: there is nothing to compare with.
+        ratio = {} if flops == 0 or self.task.region.input == "nothing" else {"flops_ratio": transcript.flops / flops}
         return {
             "l0": transcript.l0,
             "explained_variance": explained_variance(outputs, transcript.prediction),

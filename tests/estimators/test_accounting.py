@@ -24,7 +24,7 @@ from mdl.message import Section, decode_message
 from mdl.protocols import Explanation, Sample, Settings
 from mdl.receiver import decoder_of
 from mdl.state import DenseState, IndexState, SparseState, State
-from mdl.task import ACTIVATIONS, BEHAVIOUR, Task
+from mdl.task import ACTIVATIONS, BEHAVIOUR, Task, build_task
 
 HORIZON, STEP = 1e4, 0.5
 
@@ -200,3 +200,11 @@ def test_a_fidelity_that_is_not_met_is_an_error(estimator: SurpriseAccounting, m
     explanation = Nothing().fit(estimator.task.for_fitting())
     with pytest.raises(ExplanationError, match="nothing: no step of the residual coder brings the KL to"):
         estimator.score(explanation, [ACTIVATIONS], [1e-4], silent)
+
+
+def test_a_region_without_arithmetic_has_no_ratio_of_operations(tiny_model: Any, tiny_data: Any):
+    task = build_task(tiny_model, "upstream of blocks.0.hook_resid_pre", tiny_data, silent)
+    assert task.description["region_flops"] == 0
+    (scored,) = SurpriseAccounting(task, 1e6).score(Nothing().fit(task.for_fitting()), [BEHAVIOUR], [], silent)
+    assert "flops_ratio" not in scored.score.beside
+    assert scored.score.beside["explained_variance"] == pytest.approx(0.0, abs=0.1)
