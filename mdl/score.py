@@ -237,16 +237,8 @@ def compare(
     task = build_task(loaded, region, data, progress or _silent)
     processed = {"model_processing": sorted(process)} if process else {}
     task = replace(task, description={**task.description, "model_source": _source(model), **processed, **training})
-    card, messages = score(
-        task,
-        decompositions,
-        phenomena=phenomena,
-        fidelities=fidelities,
-        horizon=horizon,
-        envelope=envelope,
-        seed=seed,
-        progress=progress,
-    )
+    scored = partial(score, task, decompositions, phenomena=phenomena, fidelities=fidelities, horizon=horizon)
+    card, messages = scored(envelope=envelope, seed=seed, progress=progress)
     if out is not None:
         write(card, messages, data, Path(out))
     return card
