@@ -59,9 +59,10 @@ def test_all_defaults_reach_compare_as_none(calls):
     assert arguments.pop("out") == Path("run")
     assert arguments.pop("seed") == 0
     assert arguments.pop("envelope") == ()
+    assert arguments.pop("process") == ()
     assert set(arguments) == {
         "model", "region", "phenomena", "fidelities", "text", "tokens", "dataset", "explanations", "horizon",
-        "training_tokens", "loss_curve", "scaling_law", "sequences", "context", "progress",
+        "training_tokens", "loss_curve", "scaling_law", "sequences", "fit_sequences", "context", "progress",
     }  # fmt: skip
     assert set(arguments.values()) == {None}
     assert sorted(os.listdir("run")) == ["compare.png", "messages", "scorecard.json"]
@@ -74,6 +75,7 @@ def test_every_option_reaches_compare(calls, tmp_path):
     (tmp_path / "t.npy").touch()
     command = "compare --model m --phenomenon activations --phenomenon behaviour --fidelity 1% --fidelity 0.001"
     command += " --tokens t.npy --with pca:rank=16 --with sae:path=a --horizon 1e6 --sequences 20 --context 64"
+    command += " --fit-sequences 30 --process center_writing_weights"
     command += " --seed 3 --out there --envelope 10k --envelope 1e8 --scaling-law 1.7,400,0.2,1e15 --loss-curve t.npy"
     result = CliRunner().invoke(main, [*command.split(), "--region", "upstream of blocks.3.hook_resid_pre"])
     assert result.exit_code == 0, result.output
@@ -93,6 +95,8 @@ def test_every_option_reaches_compare(calls, tmp_path):
             "loss_curve": Path("t.npy"),
             "scaling_law": (1.7, 400.0, 0.2, 1e15),
             "sequences": 20,
+            "fit_sequences": 30,
+            "process": ("center_writing_weights",),
             "context": 64,
             "seed": 3,
             "out": Path("there"),

@@ -157,7 +157,7 @@ def test_other_data_or_another_model_are_refused(copy: Path, tiny_model: Model, 
 
 
 def test_the_command_exits_with_1_where_a_figure_disagrees(copy: Path, tiny_model: Model, monkeypatch: Any) -> None:
-    monkeypatch.setattr("mdl.verify.load_model", lambda source: tiny_model)
+    monkeypatch.setattr("mdl.verify.load_processed", lambda source, process: tiny_model)
     honest = CliRunner().invoke(main, ["verify", str(copy), "--model", "somewhere"])
     assert honest.exit_code == 0, honest.output
     assert "all agree" in honest.output
