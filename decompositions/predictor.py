@@ -39,28 +39,13 @@ ROUNDS = 2  # of running the loop and fitting predictor and axes to what it reco
 LARGEST_GAIN = 1.0  # of a predictor's spectral radius: one that grows is refused
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The scored positions of sequences as columns, one position after the other.
-
-    `index` [sequences, positions]: the row of each scored position among the n, -1 elsewhere.
-    """
-
-    index: np.ndarray
-
-    @classmethod
-    def of(cls, inputs: Inputs) -> Grid:
-        index = np.full(inputs.tokens.shape, -1)
-        index[inputs.scored] = np.arange(inputs.n_tokens)
-        return cls(index)
-
-    def columns(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each position: which sequences are scored there, and their rows."""
-        found = []
-        for column in self.index.T:
-            here = np.flatnonzero(column >= 0)
-            found.append((here, column[here]))
-        return found
+def columns(inputs: Inputs) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each position: which sequences are scored there, and the numbers of these tokens among the n."""
+    found = []
+    for column in inputs.numbers().T:
+        here = np.flatnonzero(column >= 0)
+        found.append((here, column[here]))
+    return found
 
 
 def _carried(matrix: np.ndarray, past: np.ndarray) -> np.ndarray:
@@ -102,10 +87,9 @@ class PredictorDecoder:
     def predict(self, inputs: Inputs, state: State) -> np.ndarray:
         """The region's outputs at the scored positions, float32 [n, d]. **Raises:** `MessageError` if they run away."""
         fresh = self.innovations.predict(inputs, state)
-        grid = Grid.of(inputs)
         past = np.zeros((len(inputs.tokens), len(self.mean)), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            for here, rows in grid.columns():
+            for here, rows in columns(inputs):
                 now = np.zeros_like(past)
                 now[here] = fresh[rows] + _carried(self.matrix, past)[here]
                 fresh[rows], past = now[here], now
@@ -133,7 +117,7 @@ def close_loop(
     symbols = np.zeros((len(wanted), len(decoder.innovations.rows)), np.int64)
     pasts, innovations = np.zeros_like(wanted), np.zeros_like(wanted)
     past = np.zeros((len(sample.inputs.tokens), wanted.shape[1]), np.float32)
-    for here, rows in Grid.of(sample.inputs).columns():
+    for here, rows in columns(sample.inputs):
         carried = _carried(decoder.matrix, past)
         if not np.isfinite(carried).all():
             raise MessageError("the predictor, rounded, makes what it reconstructs grow without end: take finer steps")

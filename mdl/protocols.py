@@ -46,10 +46,15 @@ class Inputs:
         """Token ids of the scored positions, [n], in stream order."""
         return self.tokens[self.scored]
 
-    def context(self) -> Context:
-        """What the receiver knows of each scored token while it reads the state's symbols."""
+    def numbers(self) -> np.ndarray:
+        """The number of each scored position in stream order, [sequences, positions]; -1 elsewhere."""
         index = np.full(self.tokens.shape, -1)
         index[self.scored] = np.arange(self.n_tokens)
+        return index
+
+    def context(self) -> Context:
+        """What the receiver knows of each scored token while it reads the state's symbols."""
+        index = self.numbers()
         previous = np.concatenate([np.full((len(index), 1), -1), index[:, :-1]], 1)
         return Context(self.scored_tokens(), previous[self.scored])
 

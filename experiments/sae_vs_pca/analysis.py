@@ -19,6 +19,7 @@ from estimators.intervals import compare_pairs
 from experiments.sae_vs_pca.ladder import ENCODER, Rung
 from experiments.sae_vs_pca.run import RUNGS_FILE
 from mdl.ledger import Comparison, Score, read_scorecard
+from mdl.report.envelope import winners
 from mdl.task import ACTIVATIONS, BEHAVIOUR, DEFAULT_FIDELITIES, HEADLINE_FIDELITY
 
 HORIZONS = (1e4, 1e5, 1e6, 1e7, 1e9)
@@ -96,8 +97,7 @@ def leads(site: Site, fidelity: float | None) -> list[Lead]:
     """Who leads from which N on, N = 1,000 to 10^10: below that, what is paid first depends on the first sentences."""
     grid = np.logspace(3, 10, 1401)
     keys = [k for k in site.scores if any(s.fidelity == fidelity for s in site.scores[k])]
-    totals = np.stack([np.asarray(site.score(k, fidelity).total(grid)) for k in keys])
-    first = np.argmin(totals, axis=0)
+    first = winners([site.score(k, fidelity) for k in keys], grid)
     changes = np.flatnonzero(np.diff(first, prepend=-1))
     return [Lead(float(grid[i]), keys[first[i]]) for i in changes]
 

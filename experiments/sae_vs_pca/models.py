@@ -21,6 +21,7 @@ INITIAL_SPREAD = 0.02  # of GPT-2's weights
 CONTROLS = ("shuffled", "untrained")
 MAIN_SITE = "blocks.2.hook_resid_pre"
 MAIN_HELD_OUT, OTHER_HELD_OUT = 48, 24  # sequences
+MAIN_SAMPLES, OTHER_SAMPLES = 1_500_000, 500_000  # activations that an autoencoder is trained on
 
 
 def sites(layers: int) -> Iterator[tuple[str, str]]:

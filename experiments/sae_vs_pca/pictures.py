@@ -15,10 +15,9 @@ from matplotlib.figure import Figure
 from experiments.sae_vs_pca.analysis import HORIZONS, Site, seeds_of, shares, sweep
 from experiments.sae_vs_pca.bare import FILE as BARE
 from experiments.sae_vs_pca.ladder import ENCODER
-from experiments.sae_vs_pca.models import MAIN_SITE
+from experiments.sae_vs_pca.models import MAIN_SITE, OTHER_SAMPLES
 from mdl.task import DEFAULT_FIDELITIES, HEADLINE_FIDELITY
 
-BRIEF = 500_000
 NUMBER_OF_TOKENS = np.logspace(3, 9, 241)
 # Okabe and Ito 2008.
 COLOURS = {
@@ -144,7 +143,7 @@ def _saved(site: Site, family: str) -> float:
 
 def widths(ax: Axes, site: Site) -> None:
     """total(N) / N against the dictionary's width."""
-    keys = sorted(sweep(site, "topk", BRIEF, 16, None), key=lambda k: site.rungs[k].factor)
+    keys = sorted(sweep(site, "topk", OTHER_SAMPLES, 16, None), key=lambda k: site.rungs[k].factor)
     factors = [site.rungs[k].factor for k in keys]
     for n, shade in zip(HORIZONS, np.linspace(0.8, 0.0, len(HORIZONS)), strict=True):
         line = [site.total(k, n) for k in keys]

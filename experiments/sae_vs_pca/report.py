@@ -29,12 +29,11 @@ from experiments.sae_vs_pca.analysis import (
     sweep,
 )
 from experiments.sae_vs_pca.ladder import ENCODER, PURSUIT
-from experiments.sae_vs_pca.models import MAIN_SITE
+from experiments.sae_vs_pca.models import MAIN_SITE, OTHER_SAMPLES
 from experiments.sae_vs_pca.run import HORIZON, save_json
 from mdl.task import DEFAULT_FIDELITIES
 
 HERE = Path(__file__).parent
-BRIEF = 500_000  # activations that the sweeps' autoencoders were trained on
 CONTROLLED = ("token-table", "pca-24", "clusters-256", "jumprelu-8x-0.15-brief-s0", "topk-8x-16-brief-s0")
 
 
@@ -174,9 +173,9 @@ def main_tables(site: Site) -> Iterator[Table]:
     for key in dict.fromkeys(("jumprelu-8x", "topk-16x")):
         if key in site.scores:
             yield crossing_table(site, seeds_of(site, key), rivals)
-    yield sweep_table(site, list(sweep(site, "topk", BRIEF, 16, None)), "width (TopK, k = 16)")
-    yield sweep_table(site, list(sweep(site, "topk", BRIEF, None, 8)), "sparsity (TopK, 8x)")
-    wide = [k for k in site.of(ENCODER) if site.rungs[k].samples == BRIEF and site.rungs[k].factor == 8]
+    yield sweep_table(site, list(sweep(site, "topk", OTHER_SAMPLES, 16, None)), "width (TopK, k = 16)")
+    yield sweep_table(site, list(sweep(site, "topk", OTHER_SAMPLES, None, 8)), "sparsity (TopK, 8x)")
+    wide = [k for k in site.of(ENCODER) if site.rungs[k].samples == OTHER_SAMPLES and site.rungs[k].factor == 8]
     yield sweep_table(site, wide, "architecture (8x)")
     if site.of(PURSUIT):
         yield sweep_table(site, site.of(PURSUIT), "re-encoded by matching pursuit")

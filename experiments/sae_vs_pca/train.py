@@ -42,14 +42,13 @@ from experiments.embedded_model.train_saes import (
     save,
     train,
 )
-from experiments.sae_vs_pca.models import CONTROLS, MAIN_SITE, load, sites
+from experiments.sae_vs_pca.models import CONTROLS, MAIN_SAMPLES, MAIN_SITE, OTHER_SAMPLES, load, sites
 from mdl.data import Sizes, from_tokens
 from mdl.plugins import make_decomposition
 from mdl.score import load_data
 from mdl.task import Activations, build_task
 
 HELD_OUT_TOKENS = 40_000
-MAIN_SAMPLES, OTHER_SAMPLES = 1_500_000, 500_000
 LENGTHS = {MAIN_SAMPLES: "", OTHER_SAMPLES: "-brief"}
 
 
