@@ -118,7 +118,7 @@ class _Audit:
     def predictions(self) -> Iterator[tuple[slice, list[np.ndarray]]]:
         """The logits of M and of M_E at the scored positions of some of the sequences at a time."""
         for some in batches(self.activations, CHUNK_TOKENS):
-            part = _take(self.activations, some)
+            part = self.activations.some(some)
             both = [self.evaluator.logits(part, v) for v in (self.reference[some], self.explained[some])]
             if not all(np.isfinite(logits).all() for logits in both):
                 raise DataError(
@@ -192,7 +192,7 @@ def certify(
     """
     _check(activations, (reference, explained), kl_bits, sequences, draws)
     chosen = _choose(seed, len(activations.tokens), sequences)
-    part = _take(activations, chosen)
+    part = activations.some(chosen)
     audit = _Audit(evaluator, part, reference[chosen], explained[chosen], chosen, seed, draws)
     sent = audit.send()
     for samples, (first, second) in zip(sent.samples, audit.receive(sent.streams), strict=True):
@@ -238,7 +238,7 @@ def certify_attempt(
     chosen = _choose(seed, len(activations.tokens), sequences)
     explained = np.full_like(reference, np.nan)  # only what is audited is computed
     values = reconstruction(bench, split, attempt)[chosen]
-    explained[chosen] = explained_reference(bench.evaluator, _take(activations, chosen), values)
+    explained[chosen] = explained_reference(bench.evaluator, activations.some(chosen), values)
     kl_bits = np.asarray(attempt.damage.kl_bits, np.float64)
     return certify(bench.evaluator, activations, reference, explained, kl_bits, seed, sequences=sequences, draws=draws)
 
@@ -282,12 +282,6 @@ def _uniform(seed: int, stream: int, count: int) -> np.ndarray:
 def _choose(seed: int, available: int, wanted: int) -> np.ndarray:
     """Numbers of `wanted` of the sequences (or all), ascending."""
     return np.sort(np.argsort(_raw(seed, _CHOICE, available), kind="stable")[:wanted])
-
-
-def _take(activations: Activations, chosen: np.ndarray | slice) -> Activations:
-    """Some sequences only."""
-    part: dict[str, Any] = {name: None if v is None else v[chosen] for name, v in activations.__dict__.items()}
-    return Activations(**part)
 
 
 def _owners(activations: Activations) -> np.ndarray:

@@ -221,7 +221,8 @@ def _picked(inputs: Inputs, state: State, source: np.ndarray) -> tuple[Inputs, S
     scored = inputs.scored[source, place]
     values = None if inputs.values is None else inputs.values[source, place]
     rows = index[source, place][scored]
-    return Inputs(inputs.tokens[source, place], scored, values), _of_tokens(state, rows), rows
+    picked = Inputs(inputs.tokens[source, place], scored, values, inputs.network)
+    return picked, _of_tokens(state, rows), rows
 
 
 def _of_tokens(state: State, rows: np.ndarray) -> State:

@@ -34,7 +34,6 @@ from estimators.relearning import (
     learnt_metric,
     metric_scale,
     next_code,
-    picked,
     step_of,
 )
 from mdl.codes.integers import signed_count_bits
@@ -107,7 +106,7 @@ class Stream:
         pool = joined([p for p in (task.fit_activations, task.tune_activations, task.held_out) if p is not None])
         order = np.random.default_rng(seed).permutation(len(pool.tokens))[:sequences]
         edges = block_edges(len(order))
-        parts = [picked(pool, order[a:b]) for a, b in pairwise(edges)]
+        parts = [pool.some(order[a:b]) for a, b in pairwise(edges)]
         return cls(bench, tuple(Split.of(bench.evaluator, part) for part in parts))
 
 

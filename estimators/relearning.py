@@ -42,21 +42,13 @@ def exponent_of(step: float) -> int:
     return round(STEPS_PER_OCTAVE * float(np.log2(step)))
 
 
-def picked(activations: Activations, chosen: np.ndarray | slice) -> Activations:
-    """Some sequences, by number."""
-    some: dict[str, Any] = {k: None if v is None else v[chosen] for k, v in vars(activations).items()}
-    return Activations(**some)
-
-
 def joined(parts: list[Activations]) -> Activations:
     """Sequences of several, their documents kept apart."""
     offsets = np.cumsum([0, *(int(p.groups.max()) + 1 for p in parts[:-1])])
-    columns: dict[str, Any] = {
-        k: None if getattr(parts[0], k) is None else np.concatenate([getattr(p, k) for p in parts])
-        for k in vars(parts[0])
-    }
+    arrays = [k for k, v in vars(parts[0]).items() if isinstance(v, np.ndarray)]
+    columns: dict[str, Any] = {k: np.concatenate([getattr(p, k) for p in parts]) for k in arrays}
     columns["groups"] = np.concatenate([p.groups + o for p, o in zip(parts, offsets, strict=True)])
-    return Activations(**columns)
+    return replace(parts[0], **columns)
 
 
 @dataclass(frozen=True)
@@ -81,7 +73,7 @@ class Past:
         """The last whole sequences, of at most so many tokens; None if there are none."""
         sizes = np.cumsum(self.known.scored.sum(1)[::-1])
         count = int(np.searchsorted(sizes, tokens, side="right"))
-        return picked(self.known, slice(len(sizes) - count, None)).sample() if count else None
+        return self.known.some(slice(len(sizes) - count, None)).sample() if count else None
 
 
 @dataclass(frozen=True)
@@ -157,5 +149,5 @@ def learnt_metric(bench: Bench, past: Past, last: Metric | None) -> Metric:
         return bench.metrics[0]
     if last is not None and count > METRIC_SEQUENCES:
         return last
-    some = picked(past.known, slice(max(0, count - METRIC_SEQUENCES), None))
+    some = past.known.some(slice(max(0, count - METRIC_SEQUENCES), None))
     return fisher_metric(bench.evaluator, some, bench.seed, max(1, METRIC_DRAWS // count))

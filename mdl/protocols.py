@@ -20,6 +20,7 @@ from mdl.message import Section
 from mdl.state import Context, State
 
 if TYPE_CHECKING:
+    from mdl.models.networks import Network
     from mdl.task import Task
 
 
@@ -30,12 +31,14 @@ class Inputs:
     **Arguments:** `tokens` [sequences, positions]: token ids; `scored` [sequences, positions]: the positions that are
     explained (special tokens are replaced by a constant, charged once); `values`
     [sequences, positions, width]: activations that enter the region, or None where the input is the token ids alone
-    (for a model with tied embeddings: the token's embedding, which the receiver knows).
+    (for a model with tied embeddings: the token's embedding, which the receiver knows); `network`: the region's
+    architecture, without any weight, where it has one that is known.
     """
 
     tokens: np.ndarray
     scored: np.ndarray
     values: np.ndarray | None = None
+    network: Network | None = None
 
     @property
     def n_tokens(self) -> int:

@@ -82,7 +82,7 @@ def _told(decoder: Decoder, inputs: Inputs, state: State) -> tuple[Inputs, State
     if getattr(home, made.__qualname__, None) is made:
         return inputs, state
     values = None if inputs.values is None else np.array(inputs.values)
-    copied = Inputs(np.array(inputs.tokens), np.array(inputs.scored), values)
+    copied = Inputs(np.array(inputs.tokens), np.array(inputs.scored), values, inputs.network)
     return copied, check_alphabet(decoder.alphabet).accept(state, inputs.n_tokens)
 
 

@@ -22,6 +22,7 @@ from mdl.data import Dataset, refuse_repeats
 from mdl.errors import DataError, TaskError, did_you_mean
 from mdl.models import AnyModel
 from mdl.models.model import Model
+from mdl.models.networks import Network, TransformerRegion
 from mdl.models.torch_path import TorchModel
 from mdl.models.transformer import run
 from mdl.models.vectors import VECTORS, Vectors
@@ -52,7 +53,7 @@ def parse_region(text: str, model: AnyModel) -> Region:
     if isinstance(model, Vectors):
         if text != VECTORS:
             raise TaskError(f"no region {text!r}: {model.name} are rows of numbers, and their region is {VECTORS!r}")
-        return Region(text, "nothing", VECTORS)
+        return Region(text, "nothing" if model.inputs is None else "inputs", VECTORS)
     if text == "model":
         return Region(text, "tokens", "logits")
     if isinstance(model, TorchModel):
@@ -108,7 +109,7 @@ class Activations:
     """Tokens and what M computes on them at the region's boundaries; [sequences, positions, ...] throughout.
 
     `boundary` is the residual stream from which a suffix can be run when the output site lies beside it, else None;
-    `groups` [sequences] numbers the documents, the unit of sampling.
+    `groups` [sequences] numbers the documents, the unit of sampling; `network` is the region's architecture.
     """
 
     tokens: np.ndarray
@@ -117,6 +118,7 @@ class Activations:
     outputs: np.ndarray
     inputs: np.ndarray | None
     boundary: np.ndarray | None
+    network: Network | None = None
 
     def boundary_of(self, chosen: slice) -> np.ndarray | None:
         return None if self.boundary is None else self.boundary[chosen]
@@ -127,7 +129,7 @@ class Activations:
 
     def sample(self) -> Sample:
         """The scored positions as a decomposition sees them."""
-        return Sample(Inputs(self.tokens, self.scored, self.inputs), self.outputs[self.scored])
+        return Sample(Inputs(self.tokens, self.scored, self.inputs, self.network), self.outputs[self.scored])
 
     def group_sums(self, per_token: np.ndarray) -> np.ndarray:
         """Sums of a per-token figure [n] over each document, the unit of sampling."""
@@ -145,8 +147,12 @@ class Activations:
 
     def head(self, sequences: int) -> Activations:
         """The first sequences only, for a quick look."""
-        cut: dict[str, Any] = {k: None if v is None else v[:sequences] for k, v in self.__dict__.items()}
-        return Activations(**cut)
+        return self.some(slice(sequences))
+
+    def some(self, chosen: np.ndarray | slice) -> Activations:
+        """Some sequences, by number."""
+        cut: dict[str, Any] = {k: v[chosen] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        return replace(self, **cut)
 
 
 @dataclass(frozen=True)
@@ -253,10 +259,11 @@ def collect(model: AnyModel, region: Region, tokens: np.ndarray, scored: np.ndar
         _check_finite(region.output, outputs)
         return Activations(tokens, scored, groups, outputs, None, None)
     if isinstance(model, Vectors):
-        return Activations(np.zeros_like(tokens), scored, groups, model.rows[tokens], None, None)
+        return _vectors(model, tokens, scored, groups, model.rows[tokens])
     known = _receivers_sites(model, region)
     arrays = _read_sites(model, {region.output, *known}, tokens)
-    return Activations(tokens, scored, groups, arrays[region.output], *_boundary(model, region, tokens, arrays))
+    boundary = _boundary(model, region, tokens, arrays)
+    return Activations(tokens, scored, groups, arrays[region.output], *boundary, _network(model, region))
 
 
 def collect_boundary(
@@ -268,9 +275,38 @@ def collect_boundary(
     """
     outputs = np.zeros((*tokens.shape, model.site_width(region.output)), np.float32)
     if isinstance(model, Vectors):
-        return Activations(tokens, scored, groups, outputs, None, None)
+        return _vectors(model, tokens, scored, groups, outputs)
     arrays = _read_sites(model, _receivers_sites(model, region), tokens)
-    return Activations(tokens, scored, groups, outputs, *_boundary(model, region, tokens, arrays))
+    return Activations(
+        tokens, scored, groups, outputs, *_boundary(model, region, tokens, arrays), _network(model, region)
+    )
+
+
+def _vectors(
+    model: Vectors, tokens: np.ndarray, scored: np.ndarray, groups: np.ndarray, outputs: np.ndarray
+) -> Activations:
+    inputs = None if model.inputs is None else model.inputs[tokens]
+    return Activations(np.zeros_like(tokens), scored, groups, outputs, inputs, None, model.network)
+
+
+def _network(model: Model, region: Region) -> TransformerRegion:
+    return TransformerRegion.of(model, region.input, region.output)
+
+
+def region_weights(task: Task) -> dict[str, np.ndarray]:
+    """The region's own weights, by the names of its network: what a sender may describe.
+
+    **Raises:** `TaskError` for a region without an architecture that is known: rows of numbers, a torch module.
+    """
+    network = task.fit_activations.network
+    if isinstance(task.model, Model) and isinstance(network, TransformerRegion):
+        return network.weights(task.model)
+    if isinstance(task.model, Vectors) and network is not None and task.model.weights is not None:
+        return {name: np.asarray(w, np.float32) for name, w in task.model.weights.items()}
+    raise TaskError(
+        f"region {task.region.name!r} of {task.model.name} has no weights to describe: rows of numbers come from "
+        "nowhere, and a torch module without an adapter has no architecture that a receiver knows"
+    )
 
 
 def _receivers_sites(model: Model, region: Region) -> set[str]:

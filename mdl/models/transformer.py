@@ -4,6 +4,7 @@ It covers GPT-2, GPT-NeoX (Pythia), Llama, Mistral, Qwen2 and Gemma-2, and Trans
 norms and MLPs. Sites carry TransformerLens's hook names (`blocks.3.hook_resid_pre`), because every published sparse
 autoencoder names its site so. Weights use TransformerLens's names and shapes too:
 `W_Q [n_heads, d_model, d_head]`, `W_O [n_heads, d_head, d_model]`, `W_in [d_model, d_mlp]`, `W_U [d_model, d_vocab]`.
+A matrix of a block may also be an operator (`mdl.models.operators`), heads and their channels in one axis.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from mdl.errors import ModelError
 from mdl.models.config import TransformerConfig
+from mdl.models.operators import Operator, multiply
 from mdl.models.sites import LOGITS, UNEMBED, Sites, Write, check_site, site_names
 
 __all__ = ["ACTIVATIONS", "Params", "Sites", "TransformerConfig", "Write", "run"]
@@ -44,7 +46,11 @@ def normalize(
     if kind == "layer":
         x = x - x.mean(-1, keepdims=True)
     scale = sites(f"{name}.hook_scale", jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + eps))
-    x = sites(f"{name}.hook_normalized", x / scale)
+    return rescale(params, sites(f"{name}.hook_normalized", x / scale))
+
+
+def rescale(params: Params, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """A norm's scale and bias, where it has them, on what was normalised."""
     if "w" in params:
         x = x * params["w"]
     return x + params["b"] if "b" in params else x
@@ -69,8 +75,13 @@ def rotate(
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
 
-def _project(params: Params, name: str, x: Float[Array, "b t d"]) -> Float[Array, "b t h e"]:
-    out = jnp.einsum("btd,hde->bthe", x, params[f"W_{name}"])
+def _project(config: TransformerConfig, params: Params, name: str, x: Float[Array, "b t d"]) -> Float[Array, "b t h e"]:
+    weight = params[f"W_{name}"]
+    if isinstance(weight, Operator):
+        heads = config.n_heads if name == "Q" else config.key_value_heads
+        out = weight(x).reshape(*x.shape[:2], heads, config.d_head)
+    else:
+        out = jnp.einsum("btd,hde->bthe", x, weight)
     return out + params[f"b_{name}"] if f"b_{name}" in params else out
 
 
@@ -87,9 +98,9 @@ def attention(
 ) -> Float[Array, "b t d"]:
     """Multi-head (or grouped-query) attention over the normalised input `x`."""
     prefix = f"blocks.{layer}.attn"
-    q = sites(f"{prefix}.hook_q", _project(params, "Q", x))
-    k = sites(f"{prefix}.hook_k", _project(params, "K", x))
-    v = sites(f"{prefix}.hook_v", _project(params, "V", x))
+    q = sites(f"{prefix}.hook_q", _project(config, params, "Q", x))
+    k = sites(f"{prefix}.hook_k", _project(config, params, "K", x))
+    v = sites(f"{prefix}.hook_v", _project(config, params, "V", x))
     if config.positions == "rotary":
         q = sites(f"{prefix}.hook_rot_q", rotate(q, config.rotary_frequencies, config.rotary_adjacent))
         k = sites(f"{prefix}.hook_rot_k", rotate(k, config.rotary_frequencies, config.rotary_adjacent))
@@ -103,12 +114,15 @@ def attention(
     pattern = jax.nn.softmax(sites(f"{prefix}.hook_attn_scores", scores), -1)
     pattern = sites(f"{prefix}.hook_pattern", pattern)
     z = sites(f"{prefix}.hook_z", jnp.einsum("bhts,bshe->bthe", pattern, v))
-    out = jnp.einsum("bthe,hed->btd", z, params["W_O"])
+    if isinstance(params["W_O"], Operator):
+        out = params["W_O"](z.reshape(*z.shape[:2], -1))
+    else:
+        out = jnp.einsum("bthe,hed->btd", z, params["W_O"])
     return out + params["b_O"] if "b_O" in params else out
 
 
 def _linear(params: Params, name: str, x: Float[Array, "b t i"]) -> Float[Array, "b t o"]:
-    out = x @ params[f"W_{name}"]
+    out = multiply(x, params[f"W_{name}"])
     return out + params[f"b_{name}"] if f"b_{name}" in params else out
 
 
@@ -128,6 +142,14 @@ def _half(config: TransformerConfig, params: Params, layer: int, x: Array, sites
     """What attention (`which` "attn") or the MLP ("mlp") adds to the residual stream."""
     name, norm = f"blocks.{layer}", "ln1" if which == "attn" else "ln2"
     normed = normalize(config.norm, config.norm_eps, params.get(norm, {}), x, sites, f"{name}.{norm}")
+    return behind_norm(config, params, layer, normed, sites, which)
+
+
+def behind_norm(
+    config: TransformerConfig, params: Params, layer: int, normed: Float[Array, "b t d"], sites: Sites, which: str
+) -> Float[Array, "b t d"]:
+    """`_half` from the normalised stream, scale and bias included."""
+    name, norm = f"blocks.{layer}", "ln1" if which == "attn" else "ln2"
     out = (attention if which == "attn" else mlp)(config, params[which], layer, normed, sites)
     if config.post_norms:
         after = f"{norm}_post"
@@ -140,6 +162,8 @@ def block(config: TransformerConfig, params: Params, layer: int, x: Array, sites
     name = f"blocks.{layer}"
     if not from_mid:
         x = sites(f"{name}.hook_resid_pre", x)
+        if sites.done:  # what follows may not even be there, in a region that ends here
+            return x
         attended = x + _half(config, params, layer, x, sites, "attn")
         if config.parallel and config.d_mlp:
             attended = attended + _half(config, params, layer, x, sites, "mlp")
@@ -147,6 +171,8 @@ def block(config: TransformerConfig, params: Params, layer: int, x: Array, sites
             return sites(f"{name}.hook_resid_post", attended)
         x = attended
     x = sites(f"{name}.hook_resid_mid", x)
+    if sites.done:
+        return x
     return sites(f"{name}.hook_resid_post", x + _half(config, params, layer, x, sites, "mlp"))
 
 

@@ -292,7 +292,7 @@ def test_a_sequence_s_draws_do_not_depend_on_its_company(noisy: Noisy) -> None:
     drawn: dict[int, list[np.ndarray]] = {}
     for wanted in (4, SEQUENCES):
         chosen = _choose(9, SEQUENCES, wanted)
-        part = certify_module._take(activations, chosen)
+        part = activations.some(chosen)
         both = evaluator.reference(part), explained_reference(evaluator, part, values[chosen])
         sent = certify_module._Audit(evaluator, part, *both, chosen, 9, 2).send()
         samples = np.concatenate(sent.samples)
