@@ -3,8 +3,8 @@
     W_T = sum over subcomponents s of T of  V_s U_s^T   + leftover_T
 
 Every subcomponent belongs to one component c(s); a component is on or off for a token, in all tensors at once. This is
-the shape of SPD (rank one, one id a subcomponent), APD (any rank, ids that span layers), SVD, neurons, input columns and
-the whole matrix as one part. The file format is safetensors: for each matrix T of the network the arrays `T.inputs`
+the shape of SPD (rank one, one id a subcomponent), APD (any rank, ids that span layers), SVD, neurons, input columns,
+and the whole matrix as one part. The file format is safetensors: for each matrix T of the network the arrays `T.inputs`
 [S, d_in], `T.outputs` [S, d_out], `T.component` [S] (integers), and, if there are gates, `T.gate.*` (`ScalarGates`).
 
 Sources: Braun et al. 2025 (APD, arXiv:2501.14926), Bushnaq et al. 2025 (SPD, arXiv:2506.20790).
