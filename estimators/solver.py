@@ -28,6 +28,8 @@ MAX_EVALUATIONS = 12  # of the held-out data, per fidelity
 LARGEST_COARSENING = 1.5  # at a time, of an explanation that meets a fidelity with no residual at all
 HOPELESS = 1.1  # a metric whose total is so many times the other's at equal distortion is not searched any further
 KNOWN = 8  # outlooks that are kept
+SMALL_GAP = 0.3  # in the logarithm of the distortion: further away, its price is worked out anew
+LEAST_GAIN = 1e-3  # of a move: bits a token, or a share of what is below one
 NARROW = 0.02  # steps closer than this (in the logarithm) are not told apart
 # Two attempts closer than this in ln KL say more about quantisation noise than about the slope of the rate.
 SLOPE_RUN = 0.1
@@ -136,11 +138,14 @@ class Solver:
         return bits_to_nats(eps) / self.calibration
 
     def _surrogate_step(self, metric: Metric, step: float, eps: float) -> float:
-        """The step whose second-order distortion, times the calibration, is eps (secant in the logarithm)."""
-        target = self.target(eps)
+        """The step whose second-order distortion, times the calibration, is eps."""
+        return self._step_for(metric, step, self.knobs, self.target(eps))
+
+    def _step_for(self, metric: Metric, step: float, knobs: Mapping[str, float], target: float) -> float:
+        """The step whose second-order distortion is `target`, nats a token (secant in the logarithm)."""
         slope, previous = USUAL_KL_SLOPE, None
         for _ in range(6):
-            gap = math.log(max(self._outlook(metric, step, self.knobs).distortion, 1e-30) / target)
+            gap = math.log(max(self._outlook(metric, step, knobs).distortion, 1e-30) / target)
             if previous is not None and abs(math.log(step / previous[0])) > 1e-6:
                 slope = min(max((gap - previous[1]) / math.log(step / previous[0]), 0.5), 4.0)
             if abs(gap) < 0.03:
@@ -206,14 +211,26 @@ class Solver:
         return self.knobs != before
 
     def _move(self, name: str, value: float, target: float, total: float, slope: float) -> float:
-        """Give a knob another value if the total falls; `slope` is -d total / d ln distortion. Returns the total."""
+        """Give a knob another value if the total falls; `slope` is -d total / d ln distortion. Returns the total.
+
+        Where the distortion hardly changes, what it costs to have it back is read off the slope. Where it does, the
+        step is solved for again: a neuron that is gone cannot be made good at the price of finer numbers.
+        """
         assert self.metric is not None
-        trial = {**self.knobs, name: value}
-        look = self._outlook(self.metric, self.step, trial)
-        found = look.total(self.prices) + slope * math.log(max(look.distortion, 1e-30) / target)
-        if found >= total - 1e-3:
+        trial, step = {**self.knobs, name: value}, self.step
+        look = self._outlook(self.metric, step, trial)
+        found, gap = look.total(self.prices), math.log(max(look.distortion, 1e-30) / target)
+        enough = total - LEAST_GAIN * min(total, 1.0)
+        if gap > 0 and found >= enough:
+            return total  # longer, and worse
+        if abs(gap) < SMALL_GAP:
+            found += slope * gap
+        else:
+            step = self._step_for(self.metric, step, trial, target)
+            found = self._outlook(self.metric, step, trial).total(self.prices)
+        if found >= enough:
             return total
-        self.knobs = trial
+        self.knobs, self.step = trial, step
         return found
 
     def _climb(self, name: str, grid: list[float], target: float, total: float, slope: float) -> float:

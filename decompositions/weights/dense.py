@@ -169,16 +169,16 @@ class WeightsExplanation:
                 ranks.append(0)
                 arrays.append(rounder(matrix, curvature, settings))
         for name in (*network.tables, *network.vectors):
-            arrays.append(
-                _rounded(np.atleast_2d(description.others[name]), np.atleast_2d(found.others[name]), settings)
-            )
+            arrays.append(rounded_rows(description.others[name], found.others[name], settings))
         return Section(KIND, (QuantisedArray.from_integers(np.array([ranks]).reshape(1, -1)), *arrays))
 
     def encode(self, decoder: WeightsDecoder, sample: Sample, settings: Settings) -> NoState:
         return NoState(sample.inputs.n_tokens)
 
 
-def _rounded(values: np.ndarray, sensitivity: np.ndarray, settings: Settings) -> QuantisedArray:
-    """Rows with a step each; `sensitivity`: expected squared derivative of the outputs, in the metric, a number."""
+def rounded_rows(values: np.ndarray, sensitivity: np.ndarray, settings: Settings) -> QuantisedArray:
+    """A table, or a vector as one row, with a step for each row; `sensitivity`: expected squared derivative of the
+    outputs, in the metric, of each number."""
     flat = replace(settings, root=np.eye(1))
-    return QuantisedArray.from_values(values, flat.static_step(sensitivity.mean(1)))
+    energy = np.atleast_2d(sensitivity).mean(1)
+    return QuantisedArray.from_values(np.atleast_2d(values), flat.static_step(energy))

@@ -1,0 +1,301 @@
+r"""Components of weights, each on or off for a token: the receiver's side.
+
+    W_T(token) = rest_T + sum over components c that are on of  P_c,T
+
+A component's part of a matrix is a sum of rank-one terms V U^T, or a matrix of its own where that is fewer numbers. Who
+decides which are on: the sender, by a list of indices for each token (state); the receiver, by SPD's gates on what the
+explained region itself computes (a program, charged once, causal because it sees one token); or nobody, all are on.
+
+Part i is component i, paid for when the first token has it on. What every token needs (the rest, tables, biases; under
+gates the V that they read, and their own weights) is the header's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+
+from decompositions.weights.curvature import BATCH_TOKENS, batches_of, device
+from decompositions.weights.dense import architecture
+from mdl.alphabets import Alphabet, NoAlphabet, SparseAlphabet
+from mdl.errors import MessageError
+from mdl.message import QuantisedArray, Section
+from mdl.models.networks import Network
+from mdl.protocols import Inputs
+from mdl.state import SparseState, State
+
+KIND = "weight-components"
+INDICES, PROGRAM, STATIC = range(3)
+MODES = ("indices", "program", "static")
+MOST = 1 << 20
+FIELDS = (
+    3  # of a matrix, in the layout: whether a rest is sent, rank-one terms a component, whether it has its own matrix
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a section holds: the gates' mode, how many components, and of each matrix FIELDS integers."""
+
+    mode: int
+    components: int
+    matrices: np.ndarray
+
+    def integers(self) -> QuantisedArray:
+        row = np.concatenate([[self.mode, self.components], self.matrices.ravel()]).astype(np.int64)
+        return QuantisedArray.from_integers(row[None])
+
+    @classmethod
+    def read(cls, array: QuantisedArray) -> Layout:
+        """**Raises:** `MessageError` for what is no layout."""
+        columns = array.symbols.shape[1]
+        if len(array.symbols) != 1 or columns < 2 or (columns - 2) % FIELDS:
+            raise MessageError(f"'{KIND}': a layout of {array.symbols.shape} integers")
+        row = array.integers(f"the layout of a '{KIND}' section", 0, MOST, columns)[0]
+        if row[0] >= len(MODES):
+            raise MessageError(f"'{KIND}': gates of mode {row[0]}; there are {len(MODES)}")
+        return cls(int(row[0]), int(row[1]), row[2:].reshape(-1, FIELDS))
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix as the receiver has it; what it lacks is None.
+
+    **Arguments:** `rest` [d_in, d_out]; `inputs` [C, terms, d_in], `outputs` [C, terms, d_out]: of rank one; `own`
+    [C, d_in * d_out]; `gates`: four arrays as `ScalarGates` has them, [C, hidden] and the last [C, 1].
+    """
+
+    rest: np.ndarray | None
+    inputs: np.ndarray | None
+    outputs: np.ndarray | None
+    own: np.ndarray | None
+    gates: tuple[np.ndarray, ...] | None
+
+    def arrays(self, name: str, shape: tuple[int, int], components: int) -> dict[str, Any]:
+        """What an operator is made of. **Raises:** `MessageError` where it is no [d_in, d_out] matrix."""
+        (rows, columns), count = shape, components
+        terms = 0 if self.inputs is None else self.inputs.shape[1]
+        shapes: dict[str, tuple[int, ...]] = {
+            "rest": (rows, columns),
+            "inputs": (count, terms, rows),
+            "outputs": (count, terms, columns),
+            "own": (count, rows, columns),
+        }
+        found: dict[str, Any] = {}
+        for key, wanted in shapes.items():
+            array = getattr(self, key)
+            if array is not None:
+                if array.shape != (wanted if key != "own" else (count, rows * columns)):
+                    raise MessageError(f"'{KIND}': {name} is {shape}; the message has {key} of {array.shape}")
+                found[key] = jnp.asarray(array.reshape(wanted))
+        if self.gates is not None:
+            hidden = self.gates[0].shape[1]
+            if [g.shape for g in self.gates] != [(count, hidden)] * 3 + [(count, 1)]:
+                raise MessageError(
+                    f"'{KIND}': {name} has gates of {[g.shape for g in self.gates]} for {count} components"
+                )
+            found["gates"] = tuple(jnp.asarray(g) for g in (*self.gates[:3], self.gates[3][:, 0]))
+        return found
+
+    def sizes(self) -> tuple[int, int, int]:
+        """Numbers of all components, of the rest, and of the gates."""
+        given = [a for a in (self.inputs, self.outputs, self.own) if a is not None]
+        gates = 0 if self.gates is None else sum(g.size for g in self.gates)
+        return sum(a.size for a in given), 0 if self.rest is None else self.rest.size, gates
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Gated:
+    """An operator: the components that are on. Under gates it finds out itself, at its first use, and notes it."""
+
+    arrays: dict[str, Any]
+    mask: Any = None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self._applied(x, "inputs", "outputs")
+
+    def transposed(self, x: jax.Array) -> jax.Array:
+        return self._applied(x, "outputs", "inputs")
+
+    def _applied(self, x: jax.Array, reads: str, writes: str) -> jax.Array:
+        """The sum of what there is; a matrix has at least one of the three."""
+        terms, back = [], writes == "inputs"
+        if reads in self.arrays:
+            inner = jnp.einsum("...i,cri->...cr", x, self.arrays[reads])
+            if "gates" in self.arrays and self.mask is None:
+                self.mask = gate_values(self.arrays["gates"], inner[..., 0])
+            terms.append(jnp.einsum("...cr,cro->...o", self._masked(inner), self.arrays[writes]))
+        if "own" in self.arrays:
+            own = self.arrays["own"]
+            each = jnp.einsum("...i,cio->...co", x, own.swapaxes(1, 2) if back else own)
+            terms.append(self._masked(each).sum(-2))
+        if "rest" in self.arrays:
+            rest = self.arrays["rest"]
+            terms.append(x @ (rest.T if back else rest))
+        return sum(terms[1:], terms[0])
+
+    def _masked(self, each: jax.Array) -> jax.Array:
+        """[*batch, C, d] of each component, zero where it is off."""
+        return each if self.mask is None else each * self.mask[..., None]
+
+
+def gate_values(gates: Any, inner: jax.Array) -> jax.Array:
+    """Gates in [0, 1], [*batch, C], of the inner activations V . x [*batch, C]; `ScalarGates` has the formula."""
+    weight_in, bias_in, weight_out, bias_out = gates
+    hidden = jax.nn.gelu(inner[..., None] * weight_in + bias_in, approximate=False)
+    return jnp.clip((hidden * weight_out).sum(-1) + bias_out, 0.0, 1.0)
+
+
+@partial(jax.jit, static_argnums=0)
+def run_masked(
+    network: Network, matrices: dict[str, Any], others: dict[str, Any], mask: Any, values: Any, tokens: Any
+) -> tuple[Any, Any]:
+    """Outputs [sequences, positions, d] and, by matrix, which gates opened.
+
+    **Arguments:** `matrices`: `Matrix.arrays`, by name; `mask` [sequences, positions, C], or None: gates or all on.
+    """
+    operators = {name: Gated(arrays, mask) for name, arrays in matrices.items()}
+    out = network.run({**others, **operators}, values, tokens)
+    return out, {name: operator.mask for name, operator in operators.items() if "gates" in operator.arrays}
+
+
+@dataclass(frozen=True)
+class GatedDecoder:
+    """`matrices` in the order of the network's; `others`: tables, then vectors, as arrays."""
+
+    layout: Layout
+    matrices: tuple[Matrix, ...]
+    others: tuple[np.ndarray, ...]
+
+    @classmethod
+    def from_section(cls, section: Section) -> GatedDecoder:
+        """Header: layout; of each matrix the rest and what gates need; tables and vectors. Parts: the components.
+
+        **Raises:** `MessageError` if the arrays do not fit together.
+        """
+        if not section.header:
+            raise MessageError(f"'{KIND}': no layout")
+        layout = Layout.read(section.header[0])
+        if section.n_parts != layout.components and section.parts:
+            raise MessageError(f"'{KIND}': {section.n_parts} parts for {layout.components} components")
+        header, parts = list(section.header[1:]), list(section.parts)
+        matrices = tuple(_read_matrix(layout, fields, header, parts) for fields in layout.matrices.tolist())
+        if parts:
+            raise MessageError(f"'{KIND}': {len(parts)} arrays of components that no matrix reads")
+        return cls(layout, matrices, tuple(a.values() for a in header))
+
+    @property
+    def alphabet(self) -> Alphabet:
+        """Which components are on, each with the value 1; nothing where the receiver decides."""
+        if self.layout.mode != INDICES:
+            return NoAlphabet()
+        return SparseAlphabet(np.zeros(self.layout.components, np.int64), signed=False)
+
+    def weights(self, network: Network) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+        """Matrices and others by the network's names. **Raises:** `MessageError` where they do not fit it."""
+        looked_up = [*network.tables, *network.vectors]
+        if len(self.matrices) != len(network.matrices) or len(self.others) != len(looked_up):
+            raise MessageError(
+                f"'{KIND}': {len(self.matrices)} matrices and {len(self.others)} other weights; this region has "
+                f"{len(network.matrices)} and {len(looked_up)}"
+            )
+        others: dict[str, Any] = {}
+        for name, array in zip(looked_up, self.others, strict=True):
+            wanted = network.tables.get(name) or (1, network.vectors[name])
+            if array.shape != wanted:
+                raise MessageError(f"'{KIND}': {name} is {wanted}; the message has {array.shape}")
+            others[name] = jnp.asarray(array if name in network.tables else array[0])
+        pairs = zip(network.matrices.items(), self.matrices, strict=True)
+        return {name: m.arrays(name, shape, self.layout.components) for (name, shape), m in pairs}, others
+
+    def predict(self, inputs: Inputs, state: State) -> np.ndarray:
+        """The region's outputs at the scored positions, float32 [n, d]."""
+        return self._run(inputs, state)[0]
+
+    def touched(self, inputs: Inputs, state: State) -> scipy.sparse.csr_array | None:
+        """The components that are on, [n, C]."""
+        if self.layout.mode == STATIC:
+            return None
+        if isinstance(state, SparseState):
+            return state.touched()
+        return scipy.sparse.csr_array(self._run(inputs, state)[1])
+
+    def flops_per_token(self, inputs: Inputs, state: State) -> float:
+        """Of the components that are on, the rest, and the gates."""
+        touched = self.touched(inputs, state)
+        share = 1.0 if touched is None else touched.nnz / max(inputs.n_tokens * self.layout.components, 1)
+        counts = np.array([m.sizes() for m in self.matrices])
+        return float(2.0 * (counts @ np.array([share, 1.0, 2.0])).sum())
+
+    def _run(self, inputs: Inputs, state: State) -> tuple[np.ndarray, np.ndarray]:
+        """Outputs, and whether each component is on, [n, C]."""
+        network = architecture(inputs)
+        matrices, others = self.weights(network)
+        mask = dense_mask(state, inputs) if isinstance(state, SparseState) else None
+        rows, opened = [], []
+        for number, batch in enumerate(batches_of(inputs, BATCH_TOKENS)):
+            values, tokens, _ = device(batch)
+            size = len(batch.tokens)
+            some = (
+                None if mask is None else jnp.asarray(mask[number * _stride(inputs) : number * _stride(inputs) + size])
+            )
+            out, gates = run_masked(network, matrices, others, some, values, tokens)
+            rows.append(np.asarray(out, np.float32)[batch.scored])
+            opened.append(_any_open(gates, batch, self.layout.components))
+        return np.concatenate(rows), np.concatenate(opened)
+
+
+def dense_mask(state: SparseState, inputs: Inputs) -> np.ndarray:
+    """Which components are on, float32 [sequences, positions, C]; at positions that are not scored, all are."""
+    mask = np.ones((*inputs.tokens.shape, state.n_parts), np.float32)
+    mask[inputs.scored] = state.touched().toarray()
+    return mask
+
+
+def _stride(inputs: Inputs) -> int:
+    """Sequences in a batch of `batches_of`."""
+    return max(1, min(len(inputs.tokens), BATCH_TOKENS // inputs.tokens.shape[1]))
+
+
+def _any_open(gates: Mapping[str, Any], batch: Inputs, components: int) -> np.ndarray:
+    found = np.zeros((batch.n_tokens, components), bool)
+    for values in gates.values():
+        found |= np.asarray(values)[batch.scored] > 0
+    return found
+
+
+def _read_matrix(
+    layout: Layout, fields: list[int], header: list[QuantisedArray], parts: list[QuantisedArray]
+) -> Matrix:
+    """One matrix from the arrays that come next. **Raises:** `MessageError` if there are too few."""
+    has_rest, terms, has_own = fields
+    gated = layout.mode == PROGRAM and terms > 0
+    if gated and terms > 1:
+        raise MessageError(f"'{KIND}': gates of components of {terms} terms; they read one scalar each")
+    if not (has_rest or terms or has_own):
+        raise MessageError(f"'{KIND}': a matrix without a rest and without components")
+    try:
+        rest = header.pop(0).values() if has_rest else None
+        inputs = _terms(header if gated else parts, terms)
+        gates = tuple(header.pop(0).values() for _ in range(4)) if gated else None
+        outputs = _terms(parts, terms)
+        own = parts.pop(0).values() if has_own else None
+    except IndexError:
+        raise MessageError(f"'{KIND}': fewer arrays than the layout {layout.matrices.tolist()} asks for") from None
+    return Matrix(rest, inputs, outputs, own, gates)
+
+
+def _terms(arrays: list[QuantisedArray], count: int) -> np.ndarray | None:
+    """The next so many arrays [C, d] as one, [C, count, d]; None for none."""
+    found = [arrays.pop(0).values() for _ in range(count)]
+    if len({a.shape for a in found}) > 1:
+        raise MessageError(f"'{KIND}': terms of a component of the shapes {[a.shape for a in found]}")
+    return np.stack(found, 1) if found else None
