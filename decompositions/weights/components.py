@@ -33,7 +33,9 @@ GATE_STEPS = (2.0**-7, 2.0**-6, 2.0**-5, 2.0**-4, 2.0**-3, 2.0**-2)  # of a gate
 USAGE_TOKENS = 4096
 SEARCH_COMPONENTS = 512  # without gates, the sender tries all of them on every token
 EXACT = 1e-3  # of |W|: a sum within it is exact
-FIRST_SHARE = 0.01  # of the outputs' variance: the error at which the first look at the components' use is taken
+FIRST_SHARE = 0.001  # of the outputs' variance: the error at which the first look at the components' use is taken
+FIRST_PRICE = 0.5  # bits a component there: those that are any use are
+EFFORT_KNOB = (8.0, 4.0, 2.0, 1.0)  # what an error's bits are multiplied with, when components are chosen for a token
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class ComponentsExplanation:
             return {"static": STATIC_KNOB, "gates": GATE_STEPS}
         if self.gates == "indices" and self.factors.gated:
             return {"static": STATIC_KNOB, "gate": GATE_KNOB}
-        return {"static": STATIC_KNOB}
+        return {"static": STATIC_KNOB} if self.gates == "static" else {"static": STATIC_KNOB, "effort": EFFORT_KNOB}
 
     def section(self, settings: Settings) -> Section:
         """The components, each a part, and what every token needs."""
@@ -153,7 +155,7 @@ class ComponentsExplanation:
             on = self._importances(sample.inputs) > settings.knobs["gate"]
         else:
             packing = self._packing(settings)
-            prices = packing.prices(settings)
+            prices = packing.prices(settings) / settings.knobs["effort"]
             selector = Selector(
                 packing.network, *decoder.weights(packing.network), settings.root, settings.step, prices
             )
@@ -192,8 +194,8 @@ class ComponentsExplanation:
         step = float(np.sqrt(12.0 * FIRST_SHARE * np.mean(np.square(spread)))) + 1e-12
         width = self.outputs.shape[1]
         matrices, others = Packing.unrounded(self.curvature.network, self.curvature.weights, self.factors, self.rest)
-        price = np.full(self.factors.n_components, np.log2(1.0 + self.factors.n_components))
-        selector = Selector(self.curvature.network, matrices, others, np.eye(width), step, price)
+        prices = np.full(self.factors.n_components, FIRST_PRICE)
+        selector = Selector(self.curvature.network, matrices, others, np.eye(width), step, prices)
         return selector.choose(self.curvature.inputs, self.outputs).astype(np.float32)
 
     def _importances(self, inputs: Inputs) -> np.ndarray:

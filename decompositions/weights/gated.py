@@ -68,33 +68,35 @@ class Layout:
 class Matrix:
     """One matrix as the receiver has it; what it lacks is None.
 
-    **Arguments:** `rest` [d_in, d_out]; `inputs` [C, terms, d_in], `outputs` [C, terms, d_out]: of rank one; `own`
+    **Arguments:** `rest` [d_in, d_out]; `terms` [C, terms, d_in + d_out]: V and U of each term of rank one; `own`
     [C, d_in * d_out]; `gates`: four arrays as `ScalarGates` has them, [C, hidden] and the last [C, 1].
     """
 
     rest: np.ndarray | None
-    inputs: np.ndarray | None
-    outputs: np.ndarray | None
+    terms: np.ndarray | None
     own: np.ndarray | None
     gates: tuple[np.ndarray, ...] | None
 
     def arrays(self, name: str, shape: tuple[int, int], components: int) -> dict[str, Any]:
         """What an operator is made of. **Raises:** `MessageError` where it is no [d_in, d_out] matrix."""
         (rows, columns), count = shape, components
-        terms = 0 if self.inputs is None else self.inputs.shape[1]
+        terms = 0 if self.terms is None else self.terms.shape[1]
         shapes: dict[str, tuple[int, ...]] = {
             "rest": (rows, columns),
-            "inputs": (count, terms, rows),
-            "outputs": (count, terms, columns),
-            "own": (count, rows, columns),
+            "terms": (count, terms, rows + columns),
+            "own": (count, rows * columns),
         }
         found: dict[str, Any] = {}
         for key, wanted in shapes.items():
             array = getattr(self, key)
-            if array is not None:
-                if array.shape != (wanted if key != "own" else (count, rows * columns)):
-                    raise MessageError(f"'{KIND}': {name} is {shape}; the message has {key} of {array.shape}")
-                found[key] = jnp.asarray(array.reshape(wanted))
+            if array is not None and array.shape != wanted:
+                raise MessageError(f"'{KIND}': {name} is {shape}; the message has {key} of {array.shape}, not {wanted}")
+        if self.rest is not None:
+            found["rest"] = jnp.asarray(self.rest)
+        if self.terms is not None:
+            found["inputs"], found["outputs"] = jnp.asarray(self.terms[..., :rows]), jnp.asarray(self.terms[..., rows:])
+        if self.own is not None:
+            found["own"] = jnp.asarray(self.own.reshape(count, rows, columns))
         if self.gates is not None:
             hidden = self.gates[0].shape[1]
             if [g.shape for g in self.gates] != [(count, hidden)] * 3 + [(count, 1)]:
@@ -106,7 +108,7 @@ class Matrix:
 
     def sizes(self) -> tuple[int, int, int]:
         """Numbers of all components, of the rest, and of the gates."""
-        given = [a for a in (self.inputs, self.outputs, self.own) if a is not None]
+        given = [a for a in (self.terms, self.own) if a is not None]
         gates = 0 if self.gates is None else sum(g.size for g in self.gates)
         return sum(a.size for a in given), 0 if self.rest is None else self.rest.size, gates
 
@@ -284,18 +286,14 @@ def _read_matrix(
         raise MessageError(f"'{KIND}': a matrix without a rest and without components")
     try:
         rest = header.pop(0).values() if has_rest else None
-        inputs = _terms(header if gated else parts, terms)
+        read = header.pop(0).values() if gated else None
         gates = tuple(header.pop(0).values() for _ in range(4)) if gated else None
-        outputs = _terms(parts, terms)
+        found = [parts.pop(0).values() for _ in range(terms)]
         own = parts.pop(0).values() if has_own else None
     except IndexError:
         raise MessageError(f"'{KIND}': fewer arrays than the layout {layout.matrices.tolist()} asks for") from None
-    return Matrix(rest, inputs, outputs, own, gates)
-
-
-def _terms(arrays: list[QuantisedArray], count: int) -> np.ndarray | None:
-    """The next so many arrays [C, d] as one, [C, count, d]; None for none."""
-    found = [arrays.pop(0).values() for _ in range(count)]
-    if len({a.shape for a in found}) > 1:
-        raise MessageError(f"'{KIND}': terms of a component of the shapes {[a.shape for a in found]}")
-    return np.stack(found, 1) if found else None
+    if len({a.shape for a in found}) > 1 or (read is not None and len(read) != len(found[0])):
+        raise MessageError(f"'{KIND}': terms of the shapes {[a.shape for a in found]} do not fit together")
+    if read is not None:
+        found = [np.concatenate([read, found[0]], 1)]
+    return Matrix(rest, np.stack(found, 1) if found else None, own, gates)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
 from decompositions.weights.curvature import Curvature, Curvatures, square_root
 from decompositions.weights.dense import rounded_rows
@@ -50,6 +51,38 @@ class Slots:
         for c in np.flatnonzero(~own & (counts > 0)):
             place[c, : counts[c]] = order[starts[c] : starts[c] + counts[c]]
         return cls(place, own)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    r"""Factors V, U of one matrix, scaled against each other so that an error counts alike in both.
+
+    An error in V_s costs E[m |x|^2] |U_s|_B^2, one in U_s E[m (V_s . x)^2]; V_s a and U_s / a are the same component.
+    `energy` [S]: what an error costs then; `roots`: of the metrics for V and for U, mean 1 on their diagonals.
+    """
+
+    inputs: np.ndarray
+    outputs: np.ndarray
+    energy: np.ndarray
+    roots: tuple[np.ndarray, np.ndarray]
+
+    @classmethod
+    def of(cls, tensor: TensorFactors, use: MatrixUse, curvature: Curvature) -> Scaled:
+        level = float(np.trace(curvature.outputs)) / len(curvature.outputs)
+        reads = use.size * np.einsum("so,op,sp->s", tensor.outputs, curvature.outputs, tensor.outputs)
+        writes = use.energy * level
+        ratio = np.sqrt(np.maximum(reads, 1e-30) / np.maximum(writes, 1e-30))
+        scale = np.sqrt(np.clip(ratio, 1e-12, 1e12))[:, None]
+        roots = square_root(use.spread), square_root(curvature.outputs / level)
+        return cls(tensor.inputs * scale, tensor.outputs / scale, np.sqrt(reads * writes), roots)
+
+    def sides(self, settings: Settings) -> tuple[Settings, Settings]:
+        """The settings for V, and for U."""
+        return replace(settings, root=self.roots[0]), replace(settings, root=self.roots[1])
+
+    def joined(self, settings: Settings) -> Settings:
+        """The settings for both in one row."""
+        return replace(settings, root=scipy.linalg.block_diag(*self.roots))
 
 
 @dataclass(frozen=True)
@@ -98,17 +131,17 @@ class Packing:
         """Append one matrix's components. Returns how many terms a component has, and whether there are whole ones."""
         tensor, slots, use = self.factors.tensors[name], self.slots[name], self.usage.matrices[name]
         curvature, terms = self.curvature.matrices[name], slots.place.shape[1]
-        program = self.mode == PROGRAM
-        frequency = np.ones_like(self.usage.frequency) if program else self.usage.frequency
-        harm = np.einsum("so,op,sp->s", tensor.outputs, curvature.outputs, tensor.outputs)
-        inner = replace(settings, root=square_root(use.spread))
-        outer = replace(settings, root=curvature.right())
-        reads = [_rows(tensor.inputs, slots.place[:, r], use.size * harm, frequency, inner) for r in range(terms)]
-        (header if program else parts).extend(reads)
-        if program:
-            header.extend(_gates(tensor, slots.place[:, 0], settings))
-        for r in range(terms):
-            parts.append(_rows(tensor.outputs, slots.place[:, r], use.energy, self.usage.frequency, outer))
+        scaled = Scaled.of(tensor, use, curvature)
+        if self.mode == PROGRAM:
+            always, place = np.ones_like(self.usage.frequency), slots.place[:, 0]
+            reads, writes = scaled.sides(settings)
+            header.append(_rows(scaled.inputs, place, scaled.energy, always, reads))
+            header.extend(_gates(tensor, place, settings))
+            parts.append(_rows(scaled.outputs, place, scaled.energy, self.usage.frequency, writes))
+        else:
+            both, joined = scaled.joined(settings), np.concatenate([scaled.inputs, scaled.outputs], 1)
+            for r in range(terms):
+                parts.append(_rows(joined, slots.place[:, r], scaled.energy, self.usage.frequency, both))
         if slots.own.any():
             parts.append(self._own(tensor, slots, use, curvature, settings))
         return terms, bool(slots.own.any())
