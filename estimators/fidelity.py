@@ -20,7 +20,7 @@ from estimators.prices import Outline, Prices, Size, independent
 from mdl.alphabets import check_alphabet
 from mdl.errors import ExplanationError, TaskError
 from mdl.message import Message, Section, encode_message
-from mdl.models.vectors import VECTORS
+from mdl.models.vectors import Vectors
 from mdl.protocols import Decoder, Explanation, Sample, Settings
 from mdl.receiver import Receiver, Reconstruction, decoder_of, predicted, source_sections, special_section
 from mdl.state import DenseState, IndexState, JoinedState, SparseState, State, first_use_order
@@ -90,7 +90,8 @@ class Bench:
 
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
-        if self.task.region.output in ("logits", VECTORS):  # for vectors, the Fisher metric is the Euclidean one
+        model = self.task.model  # for Gaussian outputs, the Fisher metric is the Euclidean one
+        if self.task.region.output == "logits" or (isinstance(model, Vectors) and model.likelihood == "gaussian"):
             return (euclidean_metric(self.task.width),)
         return (fisher_metric(self.evaluator, self.task.tune_activations, self.seed), euclidean_metric(self.task.width))
 

@@ -16,7 +16,8 @@ from mdl.models.vectors import Vectors
 from mdl.task import Activations, Region
 from mdl.units import nats_to_bits
 
-NOTE = "rows of numbers: KL is |error|^2 / 2 nats (unit Gaussian noise); no next token, so no CE recovered; no FLOPs"
+NOTE = "KL is |error|^2 / 2 nats (unit Gaussian noise); no next token, so no CE recovered"
+ROWS_NOTE, NETWORK_NOTE = f"rows of numbers: {NOTE}; no FLOPs", f"outputs of a network: {NOTE}"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,11 @@ class GaussianEvaluator:
 
     model: Vectors
     region: Region
-    notes: tuple[str, ...] = (NOTE,)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What goes into every score."""
+        return (ROWS_NOTE if self.model.network is None else NETWORK_NOTE,)
 
     def reference(self, activations: Activations) -> np.ndarray:
         """The means of M's own outputs, [sequences, positions, d]."""

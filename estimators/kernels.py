@@ -119,11 +119,12 @@ class RegionEvaluator(Protocol):
 
 
 def evaluator_for(model: AnyModel, region: Region) -> RegionEvaluator:
-    """Compiled JAX kernels, the slower torch path for a module without an adapter, or Gaussian outputs."""
+    """Compiled JAX kernels; the slower torch path for a module without an adapter; Gaussian or categorical outputs."""
     if isinstance(model, Vectors):
+        from estimators.categorical_kernels import CategoricalEvaluator
         from estimators.gaussian_kernels import GaussianEvaluator
 
-        return GaussianEvaluator(model, region)
+        return (CategoricalEvaluator if model.likelihood == "categorical" else GaussianEvaluator)(model, region)
     if isinstance(model, TorchModel):
         from estimators.torch_kernels import TorchEvaluator  # imports torch
 

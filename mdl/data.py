@@ -250,7 +250,10 @@ def from_tokens(path: Path, sizes: Sizes, seed: int, context: int | None = None)
 def from_rows(first_equal: np.ndarray, held_out: int | None, seed: int, source: str) -> Dataset:
     """Rows of numbers, each by its number as a sequence of one position: 60 / 15 / 25 %, the last at most `held_out`.
 
-    **Arguments:** `first_equal` [n]: for each row the number of the first row equal to it, which alone is kept.
+    **Arguments:** `first_equal` [n]: for each row the number of the first row equal to it, which alone is kept: what is
+    scored would else be among what was fitted on. So rows that come several times count once, and rates are means over
+    different rows, not over the distribution that they were drawn from; for rows from a continuous one these are equal.
+    Inputs of which there are few (pairs of residues) are therefore to be given once each.
     """
     numbers = np.unique(first_equal)[:, None]
     sizes = Sizes(len(numbers), len(numbers), held_out or len(numbers))

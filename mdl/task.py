@@ -22,7 +22,7 @@ from mdl.data import Dataset, refuse_repeats
 from mdl.errors import DataError, TaskError, did_you_mean
 from mdl.models import AnyModel
 from mdl.models.model import Model
-from mdl.models.networks import Network, TransformerRegion
+from mdl.models.networks import Network, TransformerRegion, network_flops
 from mdl.models.torch_path import TorchModel
 from mdl.models.transformer import run
 from mdl.models.vectors import VECTORS, Vectors
@@ -95,7 +95,9 @@ def _torch_region(text: str, model: TorchModel) -> Region:
 def region_flops(model: AnyModel, region: Region, context: int) -> int | float:
     """FLOPs per token (a multiply-add is two) between the region's boundaries; NaN for a torch module: unknown."""
     if isinstance(model, Vectors):
-        return 0
+        if model.network is None or model.inputs is None:
+            return 0
+        return network_flops(model.network, model.inputs.shape[1])
     if isinstance(model, TorchModel):
         return math.nan
     if region.output == "logits":

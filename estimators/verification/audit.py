@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from estimators.certify import Certificate, audit_seed, certify
+from estimators.categorical_kernels import CategoricalEvaluator
+from estimators.certify import AUDIT_SEQUENCES, Certificate, audit_seed, certify
 from estimators.gaussian_kernels import GaussianEvaluator
 from estimators.kernels import Evaluator
 from estimators.transcript import Claim, Transcript
@@ -39,6 +40,7 @@ EXACT_TOLERANCE = 1e-9
 RESAMPLED_TOLERANCE = 1e-2  # of crossings and intervals, which magnify what is measured
 PATIENCE = 900.0  # seconds for one message
 POLL = 0.05
+AUDIT_ROWS = 2048  # inputs whose labels are sampled, where a sequence is one
 RECEIVER = "estimators.verification.receiver"
 THREADS = (1, 2)
 KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "JAX_PLATFORMS", "LANG")
@@ -106,12 +108,16 @@ def _account_again(
     A Gaussian KL is a closed form of what was decoded: there is nothing to certify.
     """
     split, evaluator = accounting.bench.held_out, accounting.bench.evaluator
-    assert isinstance(evaluator, Evaluator | GaussianEvaluator)
+    assert isinstance(evaluator, Evaluator | GaussianEvaluator | CategoricalEvaluator)
     path, hidden_path = out.wait(f"{name}.npz"), out.wait(f"{name}.hidden.npz")
     with np.load(hidden_path, allow_pickle=False) as hidden:
         damage, alone = (evaluator.compare(split.activations, split.reference, hidden[k]) for k in ("values", "alone"))
-        sampled = (evaluator, split.activations, split.reference, hidden["values"], damage.kl_bits)
-        certificate = certify(*sampled, audit_seed(message.data)) if isinstance(evaluator, Evaluator) else None
+        certificate = None
+        if not isinstance(evaluator, GaussianEvaluator):
+            sampled = (evaluator, split.activations, split.reference, hidden["values"], damage.kl_bits)
+            rows = split.activations.tokens.shape[1] == 1
+            many = AUDIT_ROWS if rows else AUDIT_SEQUENCES
+            certificate = certify(*sampled, audit_seed(message.data), sequences=many)
     transcript = Transcript.load(path)
     path.unlink()
     hidden_path.unlink()

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from estimators.categorical_kernels import CategoricalEvaluator
 from estimators.gaussian_kernels import GaussianEvaluator
 from estimators.kernels import Evaluator, evaluator_for
 from estimators.transcript import Transcript
@@ -68,7 +69,7 @@ def main(folder: str, out: str, mode: str) -> None:
     confine([Path(folder)], target)
     model = job.model()
     activations, evaluator = job.activations(model), evaluator_for(model, job.region)
-    assert isinstance(evaluator, Evaluator | GaussianEvaluator)
+    assert isinstance(evaluator, Evaluator | GaussianEvaluator | CategoricalEvaluator)
     inputs = activations.sample().inputs
     for name in job.names:
         message, streams = job.sent(name)

@@ -15,7 +15,7 @@ from mdl.models.config import TransformerConfig
 from mdl.models.model import Model, fingerprint_of
 from mdl.models.torch_path import TorchModel
 from mdl.models.transformer import Params
-from mdl.models.vectors import Vectors
+from mdl.models.vectors import NETWORK_FILE, Vectors
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 PROCESSING = ("fold_layer_norm", "center_writing_weights", "center_unembed", "fold_value_biases")  # in this order
@@ -96,7 +96,8 @@ def load_model(
     fold_value_biases: bool = False,
     dtype: str = "float32",
 ) -> Model | TorchModel | Vectors:
-    """A model from a checkpoint folder, a hub name, or an object; rows of numbers from an .npy file.
+    """A model from a checkpoint folder, a hub name, or an object; rows of numbers from an .npy file; a toy model from
+    the folder that `Vectors.save` wrote.
 
     **Arguments:** `source`: a folder with config.json and weights (GPT-2, GPT-NeoX, Llama, Mistral, Qwen2, Gemma-2); a
     Hugging Face hub name; a transformers model; a TransformerLens `HookedTransformer`; or another `torch.nn.Module`,
@@ -107,8 +108,10 @@ def load_model(
     **Raises:** `ModelError`: unknown model type, unreadable files, missing, unexpected or mis-shaped tensors, NaN or
     infinite weights, settings that are not supported.
     """
-    if isinstance(source, str | Path) and Path(source).suffix == ".npy":
-        return Vectors.load(Path(source).expanduser())
+    if isinstance(source, str | Path):
+        path = Path(source).expanduser()
+        if path.suffix == ".npy" or (path / NETWORK_FILE).is_file():
+            return Vectors.load(path)
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {list(DTYPES)}.{did_you_mean(dtype, DTYPES)}")
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:

@@ -20,12 +20,13 @@ from jaxtyping import Array
 from mdl.errors import ModelError
 from mdl.models.config import TransformerConfig
 from mdl.models.model import Model, named_weights
-from mdl.models.operators import Operator, Weight
+from mdl.models.operators import Operator, Recorder, Weight
 from mdl.models.outside import region_weights
 from mdl.models.sites import LOGITS, TOKENS, Sites
 from mdl.models.transformer import behind_norm, rescale, run
 
 TABLES = ("embed.W_E", "pos_embed.W_pos")
+GIVEN = 1  # sequences and positions of inputs, where only shapes are looked at
 
 
 @runtime_checkable
@@ -54,6 +55,15 @@ class Network(Protocol):
         [sequences, positions]. A pure function, to be traced by JAX.
         """
         ...
+
+
+def network_flops(network: Network, width: int) -> int:
+    """FLOPs of one input [width] to one output: 2 d_in d_out for every use of a matrix, biases and ReLUs left out."""
+    recorders = {name: Recorder(jnp.zeros(shape)) for name, shape in network.matrices.items()}
+    plain = {name: jnp.zeros(shape) for name, shape in {**network.tables, **network.vectors}.items()}
+    values, tokens = jnp.zeros((GIVEN, GIVEN, width)), jnp.zeros((GIVEN, GIVEN), jnp.int32)
+    jax.eval_shape(lambda: network.run({**plain, **recorders}, values, tokens))  # traced, so that every use is noted
+    return sum(2 * prod(shape) * len(recorders[name].seen) for name, shape in network.matrices.items())
 
 
 @dataclass(frozen=True)

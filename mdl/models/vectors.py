@@ -11,12 +11,14 @@ no next token.
 
 Rows may be the outputs of a network whose inputs the receiver has (`inputs`, `network`; `mdl.models.toys`): then an
 explanation maps inputs to outputs, and may describe the network's weights. With `likelihood` "categorical" the outputs
-are logits of a label, and KL is that of its distribution.
+are logits of a label, and KL is that of its distribution. Equal inputs are used once (`mdl.data.from_rows`), so that
+where inputs are few, as in modular addition, each of them counts alike and once.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,14 +26,18 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from mdl.errors import ModelError
 from mdl.models.networks import Network
 from mdl.models.sites import check_site
+from mdl.models.toys.description import described, from_description
 
 LIKELIHOODS = ("gaussian", "categorical")
 BATCH = 4096  # inputs at once
 VECTORS = "vectors"  # the one site, and the one region
+NETWORK_FILE, WEIGHTS_FILE, INPUTS_FILE = "network.json", "weights.safetensors", "inputs.npy"  # of a saved network
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +72,37 @@ class Vectors:
 
     @classmethod
     def load(cls, path: Path) -> Vectors:
-        """Read an .npy file. **Raises:** `ModelError` if it is not one, or holds no rows."""
+        """Read an .npy file of rows, or the folder of a network that `save` wrote, whose rows are computed anew.
+
+        **Raises:** `ModelError` if it is neither.
+        """
+        return cls._load_network(path) if path.is_dir() else cls.of(_read_array(path), path.stem)
+
+    @classmethod
+    def _load_network(cls, folder: Path) -> Vectors:
         try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ModelError(f"{path} is not a readable .npy array ({error})") from error
-        if not isinstance(array, np.ndarray):
-            raise ModelError(f"{path} is an archive of arrays; expected one .npy array of rows [n, d]")
-        return cls.of(array, path.stem)
+            known = json.loads((folder / NETWORK_FILE).read_text())
+            weights = load_file(folder / WEIGHTS_FILE)
+            network, name, likelihood = (known[key] for key in ("network", "name", "likelihood"))
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ModelError(
+                f"{folder} holds no network with its weights and inputs ({error}): expected {NETWORK_FILE}, "
+                f"{WEIGHTS_FILE} and {INPUTS_FILE}, as `Vectors.save` writes them"
+            ) from error
+        return cls.computed(from_description(network), weights, _read_array(folder / INPUTS_FILE), name, likelihood)
+
+    def save(self, folder: Path) -> None:
+        """Write a network's description, weights and inputs to a folder, which `mdl compare --model` takes.
+
+        **Raises:** `ModelError` for rows that come from no network, or from one that has no description.
+        """
+        if self.network is None or self.inputs is None or self.weights is None:
+            raise ModelError(f"{self.name}: rows that come from no network are saved by numpy.save, as an .npy file")
+        known = {"network": described(self.network), "name": self.name, "likelihood": self.likelihood}
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({key: np.ascontiguousarray(w) for key, w in self.weights.items()}, folder / WEIGHTS_FILE)
+        np.save(folder / INPUTS_FILE, self.inputs)
+        (folder / NETWORK_FILE).write_text(json.dumps(known, indent=1) + "\n")
 
     @classmethod
     def computed(
@@ -88,26 +117,37 @@ class Vectors:
         if likelihood not in LIKELIHOODS:
             raise ModelError(f"{name}: no likelihood {likelihood!r}; there is {', '.join(LIKELIHOODS)}")
         given = cls.of(inputs, f"{name}'s inputs").rows
+        own = {key: np.array(weight, np.float32) for key, weight in weights.items()}
+        _check_weights(network, own, name)
+        on_device = {key: jnp.asarray(weight) for key, weight in own.items()}
         found = []
         for start in range(0, len(given), BATCH):
             rows = jnp.asarray(given[start : start + BATCH, None])
-            on_device = {key: jnp.asarray(weight) for key, weight in weights.items()}
             found.append(np.asarray(network.run(on_device, rows, jnp.zeros(rows.shape[:2], jnp.int32)))[:, 0])
-        own = {key: np.array(weight, np.float32) for key, weight in weights.items()}
         made = cls.of(np.concatenate(found), name)
         return replace(made, inputs=given, network=network, weights=own, likelihood=likelihood)
 
     @classmethod
-    def outside(cls, width: int) -> Vectors:
-        """What a receiver holds of rows of some width: no row."""
-        return cls(np.zeros((0, width), np.float32))
+    def outside(
+        cls,
+        width: int,
+        inputs: np.ndarray | None = None,
+        network: Network | None = None,
+        likelihood: str = "gaussian",
+    ) -> Vectors:
+        """What a receiver holds of rows of some width: no row, no weight; a network's inputs and architecture."""
+        return cls(np.zeros((0, width), np.float32), inputs=inputs, network=network, likelihood=likelihood)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of shape and bytes, of what the rows were computed from too."""
-        digest = hashlib.sha256(f"vectors {self.rows.shape}\n".encode() + self.rows.tobytes())
-        if self.inputs is not None:
-            digest.update(f"{self.likelihood} of inputs {self.inputs.shape}\n".encode() + self.inputs.tobytes())
+        """SHA-256 (hex) of shape and bytes; of a network's rows, of all that they are computed from instead."""
+        digest = hashlib.sha256(f"vectors {self.rows.shape}\n".encode())
+        if self.inputs is None:
+            digest.update(self.rows.tobytes())
+        else:
+            digest.update(
+                f"{self.likelihood}, {self.network} of {self.inputs.shape}\n".encode() + self.inputs.tobytes()
+            )
         for key, weight in sorted((self.weights or {}).items()):
             digest.update(f"{key} {weight.shape}\n".encode() + weight.tobytes())
         return digest.hexdigest()
@@ -135,3 +175,26 @@ class Vectors:
         """Numbers a row."""
         self.check_site(name)
         return int(self.rows.shape[1])
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """An .npy array. **Raises:** `ModelError` if it is none."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ModelError(f"{path} is not a readable .npy array ({error})") from error
+    if not isinstance(array, np.ndarray):
+        raise ModelError(f"{path} is an archive of arrays; expected one .npy array of rows [n, d]")
+    return array
+
+
+def _check_weights(network: Network, weights: Mapping[str, np.ndarray], name: str) -> None:
+    """**Raises:** `ModelError` unless the weights are the network's, in its shapes, and finite."""
+    vectors = {key: (size,) for key, size in network.vectors.items()}
+    wanted: dict[str, tuple[int, ...]] = {**network.matrices, **network.tables, **vectors}
+    found = {key: weight.shape for key, weight in weights.items()}
+    if wrong := sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k)):
+        some = "; ".join(f"{k}: expected {wanted.get(k)}, found {found.get(k)}" for k in wrong[:3])
+        raise ModelError(f"{name}: {len(wrong)} weights do not fit {network}: {some}")
+    if bad := sorted(key for key, weight in weights.items() if not np.isfinite(weight).all()):
+        raise ModelError(f"{name}: weights that are NaN or infinite: {', '.join(bad)}")

@@ -8,9 +8,11 @@ from typing import Any
 
 from mdl.errors import ModelError, did_you_mean
 from mdl.models.toys.gated import GatedFunctions
+from mdl.models.toys.modular import ModularAddition
+from mdl.models.toys.residual import ResidualMLP
 from mdl.models.toys.superposition import Superposition
 
-NETWORKS = (Superposition, GatedFunctions)
+NETWORKS = (Superposition, ResidualMLP, ModularAddition, GatedFunctions)
 
 
 def described(network: Any) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def from_description(description: Mapping[str, Any]) -> Any:
     name = str(description.get("class"))
     if name not in known:
         raise ModelError(f"no network {name!r}.{did_you_mean(name, known)} Known are {', '.join(sorted(known))}.")
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in description.items() if key != "class"}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items() if k != "class"}
     try:
         return known[name](**fields)
     except TypeError as error:

@@ -83,8 +83,8 @@ def train_superposition(
 ) -> Trained:
     """A model that represents every feature: initialisations are tried, in a fixed order, until one ends as such.
 
-    A feature counts as represented if the model answers it, alone and at 1, with at least 0.5: a criterion of the model,
-    not of any score. The identity is not trained. `loss`: mean squared error a number.
+    A feature counts as represented if the model answers it, alone and at 1, with at least 0.5: a criterion of the
+    model, not of any score. The identity is not trained. `loss`: mean squared error a number.
 
     **Raises:** `ModelError` if no attempt represents all features.
     """
