@@ -6,7 +6,6 @@ residual is the KL itself, nothing else being sent.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from estimators.behaviour import cheapest_for_behaviour
 from estimators.conduct import Conduct, bench_seal
-from estimators.fidelity import Attempt, Bench, Coding
+from estimators.fidelity import Attempt, Bench
 from estimators.first_use import static_curve
 from estimators.intervals import compare_pairs
 from estimators.kernels import Damage
@@ -29,7 +29,7 @@ from estimators.verification.audit import Finding, audit
 from mdl.errors import MessageError
 from mdl.ledger import Comparison, Entry, Published, Score, Scorecard, ratio_stderr
 from mdl.message import Message
-from mdl.protocols import Explanation, Settings
+from mdl.protocols import Explanation
 from mdl.receiver import Receiver, Streams
 from mdl.state import StreamLength
 from mdl.task import ACTIVATIONS, BEHAVIOUR, Task
@@ -149,7 +149,7 @@ class SurpriseAccounting:
         self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution], conduct: Conduct
     ) -> Callable[[], Scored]:
         before = self.bench.evaluations
-        coding = self._cheapest_for_behaviour(explanation, solver, solutions)
+        coding = cheapest_for_behaviour(self.bench, explanation, solver, solutions)
         attempt = coding.attempt(self.bench, self.bench.held_out)
         conduct.check(attempt)
         claim = Claim(explanation.name, BEHAVIOUR, None, self.horizon, self.bench.evaluations - before)
@@ -226,32 +226,6 @@ class SurpriseAccounting:
             notes=claim.notes,
             published=self._published(transcript, claim.horizon),
         )
-
-    def _cheapest_for_behaviour(
-        self, explanation: Explanation, solver: Solver, solutions: Sequence[Solution]
-    ) -> Coding:
-        """Descend on the step (which scales every precision) for the shortest total on the probe data."""
-        metric = solver.metric or self.bench.metrics[0]
-        outputs = self.bench.probe.sample.outputs
-        spread = math.sqrt(metric.distortion(outputs - outputs.mean(0)) / len(metric.root))
-        start = solutions[0].attempt.step if solutions else spread
-        totals: dict[int, tuple[float, Coding]] = {}
-
-        def total(exponent: int) -> float:
-            if exponent not in totals:
-                step = start * 2.0**exponent
-                settings = Settings(self.horizon, step, metric.root, dict(solver.knobs))
-                coding = Coding.prepare(self.bench, explanation, metric, settings, step, None, solver.prices)
-                try:
-                    attempt = coding.attempt(self.bench, self.bench.probe)
-                    totals[exponent] = (attempt.total + attempt.kl, coding)
-                except MessageError:  # a step that the explanation cannot take
-                    totals[exponent] = (math.inf, coding)
-            return totals[exponent][0]
-
-        best = min((-3, 0, 3), key=total)
-        best = min((best - 1, best, best + 1), key=total)
-        return totals[best][1]
 
     @cached_property
     def _sizes(self) -> np.ndarray:

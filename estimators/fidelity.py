@@ -91,7 +91,9 @@ class Bench:
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
         model = self.task.model  # for Gaussian outputs, the Fisher metric is the Euclidean one
-        if self.task.region.output == "logits" or (isinstance(model, Vectors) and model.likelihood == "gaussian"):
+        if isinstance(model, Vectors) and model.likelihood == "gaussian":
+            return (euclidean_metric(self.task.width, model.noise or 1.0),)
+        if self.task.region.output == "logits":
             return (euclidean_metric(self.task.width),)
         return (fisher_metric(self.evaluator, self.task.tune_activations, self.seed), euclidean_metric(self.task.width))
 
@@ -230,6 +232,7 @@ class Coding:
         prices: Prices | None = None,
     ) -> Coding:
         """Quantise the explanation for its settings, and fit the residual coder on `examples` (None: there is none)."""
+        settings = replace(settings, corrected=examples is not None)
         section = explanation.section(settings)
         if examples is None:
             return cls(explanation, metric, settings, step, section, None, None, prices or Prices())

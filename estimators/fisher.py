@@ -44,6 +44,6 @@ def fisher_metric(evaluator: RegionEvaluator, activations: Activations, seed: in
     return Metric("fisher", (vectors * np.sqrt(values + RIDGE * values.mean())) @ vectors.T)
 
 
-def euclidean_metric(width: int) -> Metric:
-    """Every direction alike."""
-    return Metric("euclidean", np.eye(width))
+def euclidean_metric(width: int, noise: float = 1.0) -> Metric:
+    """Every direction alike: I / noise^2, the Fisher metric of Gaussian outputs of that noise."""
+    return Metric("euclidean", np.eye(width) / noise)

@@ -1,4 +1,4 @@
-"""The evaluation where M's output is Gaussian with unit noise, N(output, I): KL(M || M_E) is |error|^2 / 2 nats.
+"""The evaluation where M's output is Gaussian, N(output, sigma^2 I): KL(M || M_E) is |error|^2 / (2 sigma^2) nats.
 
 The output is the region's own, for `mdl.models.vectors` has nothing behind it. A model that computes its outputs from
 inputs would compare f(values) with f(outputs) in `hidden`, and nothing else here would change.
@@ -16,7 +16,7 @@ from mdl.models.vectors import Vectors
 from mdl.task import Activations, Region
 from mdl.units import nats_to_bits
 
-NOTE = "KL is |error|^2 / 2 nats (unit Gaussian noise); no next token, so no CE recovered"
+NOTE = "KL is |error|^2 / (2 sigma^2) nats (Gaussian noise); no next token, so no CE recovered"
 ROWS_NOTE, NETWORK_NOTE = f"rows of numbers: {NOTE}; no FLOPs", f"outputs of a network: {NOTE}"
 
 
@@ -32,6 +32,11 @@ class GaussianEvaluator:
         """What goes into every score."""
         return (ROWS_NOTE if self.model.network is None else NETWORK_NOTE,)
 
+    @property
+    def noise(self) -> float:
+        """sigma; 1 where no tolerance was stated, and it cancels."""
+        return 1.0 if self.model.noise is None else self.model.noise
+
     def reference(self, activations: Activations) -> np.ndarray:
         """The means of M's own outputs, [sequences, positions, d]."""
         return activations.outputs
@@ -41,8 +46,8 @@ class GaussianEvaluator:
         return values
 
     def compare(self, activations: Activations, reference: np.ndarray, hidden: np.ndarray) -> Damage:
-        """|error|^2 / (2 ln 2) bits, scored rows only, in float64; there is no next token to predict."""
-        error = np.subtract(hidden, reference, dtype=np.float64)[activations.scored]
+        """|error|^2 / (2 sigma^2 ln 2) bits, scored rows only, in float64; there is no next token to predict."""
+        error = np.subtract(hidden, reference, dtype=np.float64)[activations.scored] / self.noise
         return Damage(nats_to_bits(np.square(error).sum(-1) / 2.0), np.full(len(error), np.nan))
 
     def damage(self, activations: Activations, reference: np.ndarray, values: np.ndarray) -> Damage:
@@ -50,9 +55,9 @@ class GaussianEvaluator:
         return self.compare(activations, reference, self.hidden(activations, values))
 
     def score_gradients(self, activations: Activations, seed: int) -> np.ndarray:
-        """d log p(y) / d output = y - output at the scored rows, nats per unit, [n, d]: unit noise, E[g g^T] = I."""
+        """d log p(y) / d output = (y - output) / sigma^2 at the scored rows, nats per unit, [n, d]."""
         shape = (activations.n_tokens, activations.outputs.shape[-1])
-        return np.random.default_rng(seed).standard_normal(shape)
+        return np.random.default_rng(seed).standard_normal(shape) / self.noise
 
     def logits(self, activations: Activations, reference: np.ndarray) -> np.ndarray:
         """**Raises:** `TaskError`: a Gaussian output has none."""

@@ -82,13 +82,15 @@ class Settings:
 
     **Arguments:** `horizon`: N, the declared exchange rate between static and per-token bits; `step`: the residual
     coder's step, in the metric; `root` [d, d]: G^(1/2) of the metric in force (errors are measured as
-    |root @ error|); `knobs`: the values chosen for the explanation's own knobs.
+    |root @ error|); `knobs`: the values chosen for the explanation's own knobs; `corrected`: whether a residual coder
+    mends the prediction, or its KL is left as it is (behaviour).
     """
 
     horizon: float
     step: float
     root: np.ndarray
     knobs: Mapping[str, float] = field(default_factory=dict)
+    corrected: bool = True
 
     def metric_step(self, energy: np.ndarray | float, frequency: np.ndarray | float = 1.0) -> np.ndarray:
         r"""The step, in the metric, of a static row that is used with coefficient c, `energy` = E[c^2] a token.

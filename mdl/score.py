@@ -136,7 +136,7 @@ def score(
     breaks the contract or cannot meet a fidelity.
     """
     started, watch = time.time(), progress or _silent
-    phenomena, fidelities = check_phenomena(task.region.output, phenomena, fidelities)
+    phenomena, fidelities = check_phenomena(task.model, task.region.output, phenomena, fidelities)
     check_horizon(horizon)
     fitted = _fitted(task, list(explanations), watch)
     estimator = plugins.load("estimator", ESTIMATOR)(task, horizon, seed)
@@ -228,7 +228,7 @@ def compare(
     region = region or (EMBEDDED_REGION if model is None else _middle(loaded))
     decompositions = _decompositions(explanations, loaded, region)
     place = parse_region(region, loaded)
-    check_phenomena(place.output, phenomena, fidelities)
+    check_phenomena(loaded, place.output, phenomena, fidelities)
     for n in (horizon, *envelope):
         check_horizon(n)
     training = _training(model is None, loaded, training_tokens, loss_curve, scaling_law)
@@ -296,15 +296,20 @@ def write(card: Scorecard, messages: dict[str, bytes], data: Dataset, out: Path)
 
 
 def check_phenomena(
-    output: str, phenomena: Sequence[str] | None, fidelities: Sequence[float] | None
+    model: AnyModel, output: str, phenomena: Sequence[str] | None, fidelities: Sequence[float] | None
 ) -> tuple[list[str], list[float]]:
     """Defaults, and refusals: what is unknown, out of range, or makes no sense for a region that ends at the logits."""
     known = {"logits": [BEHAVIOUR], VECTORS: [ACTIVATIONS]}.get(output, [ACTIVATIONS, BEHAVIOUR])
+    if isinstance(model, Vectors) and model.behaves:
+        known = [ACTIVATIONS, BEHAVIOUR]
     for name in phenomena or ():
         if name not in (ACTIVATIONS, BEHAVIOUR):
             raise TaskError(f"no phenomenon {name!r}: it is {ACTIVATIONS!r} or {BEHAVIOUR!r}")
         if name not in known and output == VECTORS:
-            raise TaskError("rows of numbers have no behaviour, for no model runs on from them: take 'activations'")
+            raise TaskError(
+                "rows of numbers have no behaviour without a tolerance (`Vectors.tolerating`), for no model runs on "
+                "from them: take 'activations'"
+            )
         if name not in known:
             raise TaskError("a region that ends at the logits has no activations to reproduce: take 'behaviour'")
     chosen = list(fidelities) if fidelities else list(DEFAULT_FIDELITIES)

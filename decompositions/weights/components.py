@@ -7,8 +7,9 @@ assumed away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,15 +155,19 @@ class ComponentsExplanation:
         if self.factors.gated:
             on = self._importances(sample.inputs) > settings.knobs["gate"]
         else:
-            packing = self._packing(settings)
-            prices = packing.prices(settings) / settings.knobs["effort"]
-            selector = Selector(
-                packing.network, *decoder.weights(packing.network), settings.root, settings.step, prices
-            )
-            on = selector.choose(sample.inputs, sample.outputs)
+            start = self._first_choice(sample.inputs, sample.outputs)
+            on = self._selector(decoder, settings).choose(sample.inputs, sample.outputs, start)
         tokens, features = np.nonzero(on)
         ones, classes = np.ones(len(tokens), np.int64), np.zeros(on.shape[1], np.int64)
         return SparseState(tokens, features, ones, classes, len(on), signed=False)
+
+    def _selector(self, decoder: GatedDecoder, settings: Settings) -> Selector:
+        packing = self._packing(settings)
+        network, prices = packing.network, packing.prices(settings)
+        if not settings.corrected:
+            return Selector(network, *decoder.weights(network), settings.root, None, prices)
+        effort = settings.knobs["effort"]
+        return Selector(network, *decoder.weights(network), settings.root, settings.step, prices / effort)
 
     def _packing(self, settings: Settings) -> Packing:
         curvature = self.curvature.under(settings.root)
@@ -186,25 +191,33 @@ class ComponentsExplanation:
         if self.factors.gated:
             opened = self._importances(inputs)
             return opened if gate is None else (opened > gate).astype(np.float32)
-        return self._once("chosen", self._first_choice)
+        return self._first_choice(inputs, self.outputs).astype(np.float32)
 
-    def _first_choice(self) -> np.ndarray:
-        """What a token needs for an error of FIRST_SHARE of the outputs' variance, components unrounded."""
+    def _first_choice(self, inputs: Inputs, outputs: np.ndarray) -> np.ndarray:
+        """What each token needs for an error of FIRST_SHARE of the outputs' variance, components unrounded, [n, C]."""
+        return self._of_sample("chosen", inputs, lambda: self._chosen(inputs, outputs))
+
+    def _chosen(self, inputs: Inputs, outputs: np.ndarray) -> np.ndarray:
         spread = self.outputs - self.outputs.mean(0)
         step = float(np.sqrt(12.0 * FIRST_SHARE * np.mean(np.square(spread)))) + 1e-12
-        width = self.outputs.shape[1]
+        width = outputs.shape[1]
         matrices, others = Packing.unrounded(self.curvature.network, self.curvature.weights, self.factors, self.rest)
         prices = np.full(self.factors.n_components, FIRST_PRICE)
         selector = Selector(self.curvature.network, matrices, others, np.eye(width), step, prices)
-        return selector.choose(self.curvature.inputs, self.outputs).astype(np.float32)
+        return selector.choose(inputs, outputs)
 
     def _importances(self, inputs: Inputs) -> np.ndarray:
-        """Gates on the model's own activations; of the latest samples, by identity."""
-        held: list[tuple[Inputs, np.ndarray]] = self._once("importances", list)
+        """Gates on the model's own activations, [n, C]."""
+        seen = partial(activations, *self._network(), inputs)
+        return self._of_sample("importances", inputs, lambda: importances(self.factors, seen()))
+
+    def _of_sample(self, key: str, inputs: Inputs, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """What does not depend on the settings, of the latest samples; a sample is known by its inputs' identity."""
+        held: list[tuple[Inputs, np.ndarray]] = self._once(key, list)
         for known, values in held:
             if known is inputs:
                 return values
-        values = importances(self.factors, activations(*self._network(), inputs))
+        values = make()
         held[:] = [*held[-5:], (inputs, values)]
         return values
 

@@ -31,7 +31,7 @@ from mdl.models.networks import Network
 from mdl.protocols import Inputs
 from mdl.state import SparseState, State
 
-KIND = "weight-components"
+KIND = "parts"  # its letters are paid for in every message
 INDICES, PROGRAM, STATIC = range(3)
 MODES = ("indices", "program", "static")
 MOST = 1 << 20

@@ -20,7 +20,7 @@ from decompositions.weights.usage import MatrixUse, Usage
 from mdl.message import QuantisedArray, Section
 from mdl.models.networks import Network
 from mdl.protocols import Settings
-from mdl.static_rows import metric_rows
+from mdl.static_rows import FEWEST_ROWS, metric_rows
 
 NEVER = 1e-9  # a frequency: of what is not there
 
@@ -196,8 +196,11 @@ def _rows(
     """One row a component: the subcomponent in its place, zeros where it has none."""
     there = place >= 0
     values = np.where(there[:, None], rows[place], 0.0)
-    used = np.where(there, energy[place], 0.0)
-    return metric_rows(values, used, settings, None, np.where(there, frequency, NEVER))
+    used, often = np.where(there, energy[place], 0.0), np.where(there, frequency, NEVER)
+    paid = -np.expm1(settings.horizon * np.log1p(-np.minimum(often, 1.0 - 1e-9)))
+    if paid.sum() < FEWEST_ROWS:  # too few to pay for the columns' steps
+        return QuantisedArray.from_values(values, settings.static_step(used, often))
+    return metric_rows(values, used, settings, None, often)
 
 
 def _gates(tensor: TensorFactors, place: np.ndarray, settings: Settings) -> list[QuantisedArray]:

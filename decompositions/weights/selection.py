@@ -5,13 +5,13 @@ For a token and a set of components that is on, the bits are about
     J = sum_c b_c [c is on]  +  sum_k 1/2 log2(1 + (u_k / Delta)^2),
 
 b_c being what it takes to say that c is on (its index, and its share of a part that is paid on first use), and u the
-error of the outputs in the metric's axes against the residual coder's step Delta. Components are switched on from none
+error of the outputs in the metric's axes against the residual coder's step Delta; where nothing mends the error, its KL
+|u|^2 / (2 ln 2) takes the second term's place. Components are switched on from none
 while that saves bits, then off; and off from all, then on; the better of the two is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,78 +25,74 @@ from mdl.models.networks import Network
 from mdl.protocols import Inputs
 
 ROWS = 512  # tokens at once
-MOST_FROM_ALL = 64  # components: with more, only the way from none is taken
-MOST_STEPS = 48  # components switched in a row
 LEAST_SAVING = 1e-3  # bits
 
 
 @dataclass(frozen=True)
 class Selector:
-    """The receiver's matrices, and what the error of a token costs. `prices` [C]: bits of each component that is on."""
+    """The receiver's matrices, and what the error of a token costs.
+
+    `step`: the residual coder's, None where there is none; `prices` [C]: bits of each component that is on.
+    """
 
     network: Network
     matrices: dict[str, Any]
     others: dict[str, Any]
     root: np.ndarray
-    step: float
+    step: float | None
     prices: np.ndarray
 
-    def choose(self, inputs: Inputs, outputs: np.ndarray) -> np.ndarray:
+    def choose(self, inputs: Inputs, outputs: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
         """The components of every scored token, bool [n, C]; each token by itself (`mdl.task`: no sequences).
 
-        **Arguments:** `outputs` [n, d]: what is to be reproduced.
+        **Arguments:** `outputs` [n, d]: what is to be reproduced; `start` [n, C]: where the way down begins, by default
+        with all components on.
         """
         values = inputs.scored_values()
+        begin = np.ones((len(values), len(self.prices)), bool) if start is None else start
         chosen = []
-        for start in range(0, len(values), ROWS):
-            rows = slice(start, start + ROWS)
+        for first in range(0, len(values), ROWS):
+            rows = slice(first, first + ROWS)
             size = len(values[rows])
-            padded = [np.concatenate([a[rows], np.repeat(a[:1], ROWS - size, 0)]) for a in (values, outputs)]
+            padded = [np.concatenate([a[rows], np.repeat(a[:1], ROWS - size, 0)]) for a in (values, outputs, begin)]
             chosen.append(self._chosen(*(jnp.asarray(a) for a in padded))[:size])
         return np.concatenate(chosen)
 
-    def _chosen(self, values: Any, outputs: Any) -> np.ndarray:
-        count = len(self.prices)
-        arguments = (self.network, self.matrices, self.others, jnp.asarray(self.root / self.step, jnp.float32))
-        prices = jnp.asarray(self.prices, jnp.float32)
-
-        def bits(mask: Any) -> Any:
-            return _flips(*arguments, prices, mask, values, outputs)
-
-        best = self._walk(bits, jnp.zeros((ROWS, count), bool), (True, False))
-        if count <= MOST_FROM_ALL:
-            other = self._walk(bits, jnp.ones((ROWS, count), bool), (False, True))
-            best = (np.where((other[1] < best[1])[:, None], other[0], best[0]), np.minimum(other[1], best[1]))
-        return np.asarray(best[0])
-
-    def _walk(self, bits: Callable[[Any], Any], mask: Any, directions: tuple[bool, ...]) -> tuple[Any, Any]:
-        """Switch the component that saves most, in one direction, then in the other. Returns masks and bits."""
-        now = None
-        for on in directions:
-            for _ in range(MOST_STEPS):
-                now, flipped = bits(mask)
-                allowed = jnp.where(mask == on, jnp.inf, flipped)
-                which = jnp.argmin(allowed, 1)
-                saves = jnp.take_along_axis(allowed, which[:, None], 1)[:, 0] < now - LEAST_SAVING
-                if not bool(saves.any()):
-                    break
-                rows = jnp.arange(len(mask))
-                mask = mask.at[rows, which].set(jnp.where(saves, on, mask[rows, which]))
-        now, _ = bits(mask)
-        return np.asarray(mask), np.asarray(now)
+    def _chosen(self, values: Any, outputs: Any, begin: Any) -> np.ndarray:
+        root = jnp.asarray(self.root / (self.step or 1.0), jnp.float32)
+        costs = (self.matrices, self.others, root, jnp.asarray(self.prices, jnp.float32))
+        ways = [((True, False), jnp.zeros_like(begin)), ((False, True), begin)]
+        up, down = (_walk(self.network, self.step is None, way, costs, mask, values, outputs) for way, mask in ways)
+        return np.asarray(jnp.where((down[1] < up[1])[:, None], down[0], up[0]))
 
 
-@partial(jax.jit, static_argnums=0)
-def _flips(
-    network: Network, matrices: Any, others: Any, root: Any, prices: Any, mask: Any, values: Any, outputs: Any
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _walk(
+    network: Network, as_kl: bool, directions: tuple[bool, ...], costs: Any, mask: Any, values: Any, outputs: Any
 ) -> tuple[Any, Any]:
-    """Bits of each token as it is [n], and with each component flipped [n, C]."""
-    tokens = jnp.zeros((len(values), 1), jnp.int32)
+    """For each token switch the component that saves most in one direction, while any saves, then in the other.
+
+    **Returns:** masks [n, C], and bits [n].
+    """
+    matrices, others, root, prices = costs
+    tokens, every = jnp.zeros((len(values), 1), jnp.int32), jnp.eye(len(prices), dtype=bool)
 
     def bits(chosen: Any) -> Any:
         out, _ = run_masked(network, matrices, others, chosen[:, None].astype(jnp.float32), values[:, None], tokens)
-        error = out[:, 0] - outputs
-        return (chosen * prices).sum(1) + 0.5 * jnp.log2(1.0 + jnp.square(error @ root.T)).sum(-1)
+        squares = jnp.square((out[:, 0] - outputs) @ root.T)
+        left = squares / (2.0 * jnp.log(2.0)) if as_kl else 0.5 * jnp.log2(1.0 + squares)
+        return (chosen * prices).sum(1) + left.sum(-1)
 
-    every = jnp.eye(mask.shape[1], dtype=bool)
-    return bits(mask), jax.lax.map(lambda flip: bits(mask ^ flip), every).T
+    def step(on: bool, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        chosen, now, _ = state
+        flipped = jax.lax.map(lambda flip: bits(chosen ^ flip), every).T
+        allowed = jnp.where(chosen == on, jnp.inf, flipped)
+        which, best = jnp.argmin(allowed, 1), allowed.min(1)
+        saves = best < now - LEAST_SAVING
+        return chosen ^ (every[which] & saves[:, None]), jnp.where(saves, best, now), saves.any()
+
+    now = bits(mask)
+    for on in directions:
+        start = (mask, now, jnp.asarray(True))
+        mask, now, _ = jax.lax.while_loop(lambda state: state[2], partial(step, on), start)
+    return mask, now

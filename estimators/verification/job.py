@@ -25,7 +25,7 @@ class Job:
 
     `names`: message files without their suffix; `special`: special token ids, whose positions get constants;
     `width`: of rows of numbers, of which a receiver knows no more, but for the inputs and the architecture (`network`,
-    as `mdl.models.toys.description` has it) of a network that they come from; `likelihood`: of theirs.
+    as `mdl.models.toys.description` has it) of a network that they come from; `likelihood`, `noise`: of theirs.
     """
 
     folder: Path
@@ -35,6 +35,7 @@ class Job:
     width: int | None = None
     network: dict[str, Any] | None = None
     likelihood: str = "gaussian"
+    noise: float | None = None
 
     @classmethod
     def write(
@@ -52,7 +53,8 @@ class Job:
             save_outside(model, region.input, region.output, folder)
         else:
             network = None if model.network is None else network_description(model.network)
-            rows = {"width": model.site_width(region.output), "network": network, "likelihood": model.likelihood}
+            rows = {"width": model.site_width(region.output), "network": network}
+            rows |= {"likelihood": model.likelihood, "noise": model.noise}
         values: dict[str, Any] = {} if not rows or held_out.inputs is None else {"values": held_out.inputs}
         np.savez(folder / INPUTS, tokens=held_out.tokens, scored=held_out.scored, groups=held_out.groups, **values)
         (folder / MESSAGES).mkdir()
@@ -78,7 +80,7 @@ class Job:
         with np.load(self.folder / INPUTS, allow_pickle=False) as arrays:
             values = arrays["values"][:, 0] if "values" in arrays.files else None
         network = None if self.network is None else from_description(self.network)
-        return Vectors.outside(self.width, values, network, self.likelihood)
+        return Vectors.outside(self.width, values, network, self.likelihood, self.noise)
 
     def activations(self, model: Model | Vectors) -> Activations:
         """The held-out inputs with what the receiver computes of them."""

@@ -1,0 +1,84 @@
+"""Behaviour: the sender's choices where nothing is sent behind the explanation and its KL is left as it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from estimators.fidelity import Bench, Coding
+from estimators.fisher import Metric
+from estimators.prices import Prices
+from estimators.solver import LEAST_GAIN, Solution, Solver
+from mdl.errors import MessageError
+from mdl.protocols import Explanation, Settings
+
+MOST_EVALUATIONS = 32  # of the probe data
+FIRST_EXPONENTS = (-4, 0, 4)  # octaves of the step, which scales every precision, from where the search begins
+
+
+@dataclass
+class Search:
+    """Coordinate descent on the step and the knobs for the shortest static(N) / N + state + KL on the probe data."""
+
+    bench: Bench
+    explanation: Explanation
+    metric: Metric
+    prices: Prices
+    start: float
+    found: dict[tuple[object, ...], tuple[float, Coding]] = field(default_factory=dict)
+
+    def total(self, exponent: int, knobs: Mapping[str, float]) -> float:
+        """Bits a token at the horizon, of what the decoder returns."""
+        key = (exponent, *sorted(knobs.items()))
+        if key not in self.found:
+            if len(self.found) >= MOST_EVALUATIONS:
+                return math.inf
+            step = self.start * 2.0**exponent
+            settings = Settings(self.bench.horizon, step, self.metric.root, dict(knobs))
+            coding = Coding.prepare(self.bench, self.explanation, self.metric, settings, step, None, self.prices)
+            try:
+                attempt = coding.attempt(self.bench, self.bench.probe)
+                self.found[key] = (attempt.total + attempt.kl, coding)
+            except MessageError:  # a step that the explanation cannot take
+                self.found[key] = (math.inf, coding)
+        return self.found[key][0]
+
+    def run(self, knobs: Mapping[str, float]) -> Coding:
+        """From these knobs and the best of a few steps: each coordinate in turn, until nothing gains."""
+        grids, now = self.explanation.knobs, dict(knobs)
+        exponent = min(FIRST_EXPONENTS, key=lambda e: self.total(e, now))
+        best, before = self.total(exponent, now), math.inf
+        while best < before - LEAST_GAIN * min(best, 1.0):
+            before = best
+            for move in (-2, 2, -1, 1):
+                while self.total(exponent + move, now) < self.total(exponent, now):
+                    exponent += move
+            for name, grid in grids.items():
+                now = self._along(exponent, now, name, grid)
+            best = self.total(exponent, now)
+        return min(self.found.values(), key=lambda f: f[0])[1]
+
+    def _along(self, exponent: int, knobs: dict[str, float], name: str, grid: Sequence[float]) -> dict[str, float]:
+        """The best of a knob's ends and neighbours, and on from there for as long as it gains."""
+        here = grid.index(knobs[name])
+        places = {here, 0, len(grid) - 1, max(here - 1, 0), min(here + 1, len(grid) - 1)}
+        place = min(sorted(places), key=lambda p: self.total(exponent, {**knobs, name: grid[p]}))
+        for move in (-1, 1):
+            while 0 <= place + move < len(grid) and self.total(
+                exponent, {**knobs, name: grid[place + move]}
+            ) < self.total(exponent, {**knobs, name: grid[place]}):
+                place += move
+        return {**knobs, name: grid[place]}
+
+
+def cheapest_for_behaviour(
+    bench: Bench, explanation: Explanation, solver: Solver, solutions: Sequence[Solution]
+) -> Coding:
+    """The explanation at its shortest total; the step begins where the coarsest fidelity was met, or at the spread of
+    the outputs."""
+    metric = solver.metric or bench.metrics[0]
+    outputs = bench.probe.sample.outputs
+    spread = math.sqrt(metric.distortion(outputs - outputs.mean(0)) / len(metric.root))
+    start = solutions[0].attempt.step if solutions else spread
+    return Search(bench, explanation, metric, solver.prices, start).run(solver.knobs)
