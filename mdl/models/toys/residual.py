@@ -131,7 +131,7 @@ def train_residual(
     **Raises:** `ModelError` if no attempt learns all features.
     """
     network = network or ResidualMLP()
-    recipe = recipe or Recipe(4_000, 1024, 3e-3)
+    recipe = recipe or Recipe(4_000, 512, 1e-2)
     probability = feature_probability(network)
     for attempt in range(attempts):
         start, training = jax.random.split(jax.random.fold_in(jax.random.key(seed), attempt))
