@@ -125,7 +125,9 @@ def train_residual(
     """Train on y = x + relu(x), initialisations in a fixed order until one has learnt every feature.
 
     With orthogonal rows of W_E the weights are kept in their span, W_in = W_E^T A and W_out = B W_E: outside of it no
-    activation ever is, and what initialisation left there would be noise without a function. With as many neurons as features, a feature counts as learnt if, alone, it is answered with less than 5 % of
+    activation ever is, and what initialisation left there would be noise without a function.
+
+    With as many neurons as features, a feature counts as learnt if, alone, it is answered with less than 5 % of
     E[relu(x)^2] missing; a model with fewer neurons is taken as it is. `loss`: mean squared error a number.
 
     **Raises:** `ModelError` if no attempt learns all features.
