@@ -32,7 +32,7 @@ class ModularAddition:
     """The architecture: matrices "W_in" [2 p, hidden] and "W_out" [hidden, p], no bias."""
 
     p: int = 31
-    hidden: int = 96
+    hidden: int = 48
     activation: str = "quadratic"
 
     def __post_init__(self) -> None:
@@ -80,20 +80,21 @@ def modular_inputs(network: ModularAddition) -> np.ndarray:
 
 
 def modular_recipe(network: ModularAddition) -> Recipe:
-    """Full batches, a constant rate of 5e-3 and a weight decay of 1."""
-    return Recipe(4_000, network.p**2, 5e-3, 1.0, cosine=False)
+    """Full batches, 6,000 steps from a rate of 5e-3 down, and a weight decay of 1, which does the grokking."""
+    return Recipe(6_000, network.p**2, 5e-3, 1.0)
 
 
 def train_modular(
     seed: int,
     network: ModularAddition | None = None,
     recipe: Recipe | None = None,
-    fraction: float = 0.7,
+    fraction: float = 0.8,
     attempts: int = 3,
 ) -> Trained:
     """Train on a random share of all pairs, until an attempt is right on at least 99 % of the others.
 
-    `loss`: mean cross-entropy on the pairs trained on, nats; `figures`: accuracy and cross-entropy (nats) on the others.
+    `loss`: mean cross-entropy on the pairs trained on, nats; `figures`: accuracy and cross-entropy (nats) on the
+    others.
 
     **Raises:** `ModelError` if no attempt groks.
     """
@@ -120,7 +121,7 @@ def train_modular(
         if accuracy >= GROKKED:
             return Trained(network, weights, final, attempt + 1, {"accuracy": float(accuracy), "nats": float(nats)})
     raise ModelError(
-        f"none of {attempts} networks of {network.hidden} neurons from seed {seed} grokked addition mod {network.p}: the "
-        f"last one is right on {float(accuracy):.0%} of the pairs it was not trained on. Train for more steps, or on "
+        f"none of {attempts} networks of {network.hidden} neurons from seed {seed} grokked addition mod {network.p}: "
+        f"the last one is right on {float(accuracy):.0%} of the pairs it was not trained on. Train for more steps, or on "
         "more pairs."
     )

@@ -36,12 +36,13 @@ LEARNT = 0.05  # of E[relu(x)^2] for a feature alone: what a trained model may m
 class ResidualMLP:
     """The architecture. `neurons`: of each layer; `embedding`: of EMBEDDINGS; `seed`: of W_E.
 
-    Default sizes are small. The published ones: 100 features, d_resid 1,000, "unit", neurons (50,), (25, 25), and, with
-    102 features, (17, 17, 17).
+    Default sizes are small, with a neuron for each feature: for two layers neurons (10, 10), for three 21 features and
+    (7, 7, 7). The published ones: 100 features, d_resid 1,000, "unit", neurons (50,), (25, 25), and, with 102 features,
+    (17, 17, 17).
     """
 
     features: int = 20
-    d_resid: int = 64
+    d_resid: int = 32
     neurons: tuple[int, ...] = (20,)
     embedding: str = "orthogonal"
     seed: int = 0
@@ -123,23 +124,27 @@ def train_residual(
 ) -> Trained:
     """Train on y = x + relu(x), initialisations in a fixed order until one has learnt every feature.
 
+    With orthogonal rows of W_E the weights are kept in their span, W_in = W_E^T A and W_out = B W_E: outside of it no
+    activation ever is, and what initialisation left there would be noise without a function.
+
     With as many neurons as features, a feature counts as learnt if, alone, it is answered with less than 5 % of
     E[relu(x)^2] missing; a model with fewer neurons is taken as it is. `loss`: mean squared error a number.
 
     **Raises:** `ModelError` if no attempt learns all features.
     """
     network = network or ResidualMLP()
-    recipe = recipe or Recipe(5_000, 1024, 3e-3)
+    recipe = recipe or Recipe(4_000, 512, 1e-2)
     probability = feature_probability(network)
     for attempt in range(attempts):
         start, training = jax.random.split(jax.random.fold_in(jax.random.key(seed), attempt))
 
         def loss(weights: Weights, key: PRNGKeyArray) -> Array:
             x = sparse_features(key, (recipe.batch, network.features), probability, symmetric=True)
-            out = network.run(weights, (x @ network.embed)[:, None], jnp.zeros(0))[:, 0]
+            out = network.run(_in_span(network, weights), (x @ network.embed)[:, None], jnp.zeros(0))[:, 0]
             return jnp.mean(jnp.square(out - x - jax.nn.relu(x)))
 
-        weights, final = fit(recipe, loss, network.init(start), training)
+        learnt, final = fit(recipe, loss, _coordinates(network, network.init(start)), training)
+        weights = {name: np.asarray(w) for name, w in _in_span(network, learnt).items()}
         missed = missing(network, weights)
         if sum(network.neurons) < network.features or missed.max() <= LEARNT:
             return Trained(network, weights, final, attempt + 1, {"most_missed": float(missed.max())})
@@ -147,6 +152,22 @@ def train_residual(
         f"none of {attempts} residual MLPs with {network.neurons} neurons from seed {seed} learnt all "
         f"{network.features} features (of the worst, {missed.max():.0%} is missing): give it more neurons or steps"
     )
+
+
+def _coordinates(network: ResidualMLP, weights: Weights) -> Weights:
+    """A and B of weights in the span of orthogonal rows of W_E; of others, the weights themselves."""
+    if network.embedding != "orthogonal":
+        return weights
+    embed = jnp.asarray(network.embed)
+    return {name: embed @ w if name.endswith("W_in") else w @ embed.T for name, w in weights.items()}
+
+
+def _in_span(network: ResidualMLP, coordinates: Mapping[str, Any]) -> Weights:
+    """The weights of `_coordinates`."""
+    if network.embedding != "orthogonal":
+        return dict(coordinates)
+    embed = jnp.asarray(network.embed)
+    return {name: embed.T @ w if name.endswith("W_in") else w @ embed for name, w in coordinates.items()}
 
 
 def missing(network: ResidualMLP, weights: Mapping[str, np.ndarray]) -> np.ndarray:
