@@ -37,7 +37,8 @@ NAME = "skip-8x"
 FACTOR, K = 8, 32  # width over that of the activations; features of a token, on average
 RATE, DECAY, WARM_UP = 2e-3, 0.4, 100  # of Adam: its peak, the share of steps over which it falls to 0, steps to rise
 RIDGE = 1e-4
-DEAD_STEPS, DEAD_FEATURES, DEAD_WEIGHT = 150, 64, 1 / 32
+SEEN, FIRST_LENGTH = 8192, 0.1  # pairs on which atoms are started, and how long these are
+DEAD_STEPS, DEAD_FEATURES, DEAD_WEIGHT = 150, 16, 1 / 32
 MEMORY = 0.99  # of the running threshold
 CHECKPOINT_STEPS = 500
 
@@ -73,7 +74,8 @@ def affine_map(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
 
 
 def untrained(pairs: Pairs, scale: float, model_name: str, seed: int) -> JumpReLUSkipTranscoder:
-    """Random features beside the least-squares map; outputs are `scale` times what the model writes."""
+    """A feature for each of some inputs, its atom what the least-squares map lacks where it is among a token's K
+    largest, beside that map; outputs are `scale` times what the model writes."""
     width = pairs.inputs.shape[1]
     metadata = SAEMetadata(
         hook_name=READS,
@@ -88,15 +90,19 @@ def untrained(pairs: Pairs, scale: float, model_name: str, seed: int) -> JumpReL
     config = JumpReLUSkipTranscoderConfig(
         d_in=width, d_out=width, d_sae=FACTOR * width, apply_b_dec_to_input=False, metadata=metadata
     )
-    sae, generator = JumpReLUSkipTranscoder(config), torch.Generator().manual_seed(seed)
-    matrix, bias = affine_map(pairs)
+    sae, (matrix, bias) = JumpReLUSkipTranscoder(config), affine_map(pairs)
+    rng = np.random.default_rng(seed)
+    seeds, some = (np.sort(rng.permutation(len(pairs.inputs))[:n]) for n in (config.d_sae, SEEN))
     with torch.no_grad():
-        rows = torch.randn(sae.W_dec.shape, generator=generator)
-        sae.W_dec.copy_(0.1 * rows / rows.norm(dim=1, keepdim=True))
-        columns = torch.randn(sae.W_enc.shape, generator=generator)
-        sae.W_enc.copy_(columns / columns.norm(dim=0, keepdim=True))
+        centred = torch.from_numpy(pairs.inputs[seeds] - pairs.inputs.mean(0))
+        sae.W_enc.copy_((centred / centred.norm(dim=1, keepdim=True)).T)
         sae.W_skip.copy_(torch.from_numpy(scale * matrix.T))
         sae.b_dec.copy_(torch.from_numpy(scale * bias))
+        x, y = torch.from_numpy(pairs.inputs[some]), torch.from_numpy(scale * pairs.outputs[some])
+        best = torch.relu(x @ sae.W_enc).topk(K, dim=1)
+        codes = torch.zeros(len(x), config.d_sae).scatter(1, best.indices, best.values)
+        rows = codes.T @ (y - x @ sae.W_skip.T - sae.b_dec)
+        sae.W_dec.copy_(FIRST_LENGTH * rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12))
     return sae
 
 
@@ -184,7 +190,7 @@ def train(
     recent: list[float] = []
     for step in track(range(run.step, steps), "training"):
         chosen = batch_at(step, len(pairs.inputs), seed)
-        x, y = (torch.from_numpy(a[chosen]) for a in (pairs.inputs, scale * pairs.outputs))
+        x, y = torch.from_numpy(pairs.inputs[chosen]), torch.from_numpy(scale * pairs.outputs[chosen])
         recent.append(run.advance(x, y, rate_at(step, steps)))
         if (step + 1) % CHECKPOINT_STEPS == 0:
             run.save(checkpoint)
@@ -269,8 +275,9 @@ def main(folder: Path, out: Path, tokens: int, steps: int, name: str, seed: int)
     metrics = save(sae, out / NAME, held_out, training)
     checkpoint.unlink(missing_ok=True)
     click.echo(
-        f"{NAME}: L0 {metrics['l0']:.1f}, explained variance {metrics['explained_variance']:.4f} (an affine map "
-        f"{metrics['affine_explained_variance']:.4f}), dead {metrics['dead_fraction']:.1%}; {time.time() - started:.0f} s"
+        f"{NAME}: L0 {metrics['l0']:.1f}, explained variance {metrics['explained_variance']:.4f} (an affine map: "
+        f"{metrics['affine_explained_variance']:.4f}), dead {metrics['dead_fraction']:.1%}; "
+        f"{time.time() - started:.0f} s"
     )
 
 
