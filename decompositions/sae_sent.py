@@ -83,8 +83,8 @@ def sent_transcoder(
         )
     notes = (f"{found.nnz / len(inputs):.4g} features on a token of fit data: the receiver finds out which",)
     statistics = feature_statistics(found, task.fit.outputs, 0)
-    moment = _moment(encoder, inputs, (found != 0) @ np.square(atoms, dtype=np.float64).sum(1))
-    return SentTranscoderExplanation(name, encoder, atoms, bias, statistics, moment, skip, notes)
+    x = encoder.extended(inputs)
+    return SentTranscoderExplanation(name, encoder, atoms, bias, statistics, x.T @ x / len(x), skip, notes)
 
 
 def in_own_units(encoder: Encoder, atoms: np.ndarray) -> tuple[Encoder, np.ndarray]:
@@ -95,12 +95,6 @@ def in_own_units(encoder: Encoder, atoms: np.ndarray) -> tuple[Encoder, np.ndarr
     if np.ptp(thresholds) <= SAME * np.abs(thresholds).max(initial=0.0):
         thresholds = thresholds[:1]
     return Encoder(encoder.rows * lengths[:, None], thresholds, encoder.normalisation), atoms / lengths[:, None]
-
-
-def _moment(encoder: Encoder, inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted second moment of what multiplies the encoder's rows."""
-    x = encoder.extended(inputs)
-    return np.asarray((weights[:, None] * x).T @ x / max(float(weights.sum()), 1e-30))
 
 
 def _check_encoder(ours: scipy.sparse.csr_array, expected: scipy.sparse.csr_array, name: str) -> None:
