@@ -146,9 +146,9 @@ class SentTranscoderExplanation:
     r"""The sender's side.
 
     An error e of a feature's encoder row costs $P(on) \, |atom|_G^2 \, E[(e \cdot x)^2]$, so that encoder rows are
-    rounded under the second moment of what multiplies them (the moment over tokens where a feature is on gives the same
-    bits at the same error), with the energy $P(on) \, |atom|_G^2$; the knob `encoder` is their precision, `static` that
-    of all else.
+    rounded under the second moment of what multiplies them, with the energy $P(on) \, |atom|_G^2$ (the moment over all
+    tokens stands for that over those where a feature is on); the knob `encoder` is their precision, `static` that of
+    all else.
 
     **Arguments:** `encoder`: exact; `atoms` [F, d], `bias` [d]; `statistics`: of the features on fit data; `moment`
     [d_in + 1, d_in + 1]: E[x x^T] there of what multiplies the encoder's rows; `skip`: the linear path.

@@ -255,7 +255,7 @@ def save(sae: JumpReLUSkipTranscoder, folder: Path, held_out: Pairs, training: d
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The transcoder's folder is written here.")
 @click.option("--tokens", default=1_000_000, show_default=True, help="Different activations that it is trained on.")
-@click.option("--steps", default=6000, show_default=True, help=f"Batches of {BATCH} activations.")
+@click.option("--steps", default=4500, show_default=True, help=f"Batches of {BATCH} activations.")
 @click.option("--name", default="", help="The model's name in the metadata; by default the checkpoint's.")
 @click.option("--seed", default=0, show_default=True)
 def main(folder: Path, out: Path, tokens: int, steps: int, name: str, seed: int) -> None:

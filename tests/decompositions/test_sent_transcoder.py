@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sae_lens
 import torch
 
 from decompositions.sae import SAE
@@ -22,7 +23,7 @@ from mdl.models.model import Model
 from mdl.plugins import make_decomposition
 from mdl.protocols import Explanation, Inputs, Settings
 from mdl.receiver import decoder_of
-from mdl.score import score
+from mdl.score import default_explanations, embedded_model, embedded_transcoders, score
 from mdl.state import NoState
 from mdl.task import Task, build_task
 from tests.conftest import no_progress
@@ -235,6 +236,18 @@ def test_notes_and_name(mlp_task: Task) -> None:
     assert f"does not say at which site it writes; {OUT} is taken on trust" in explanation.notes
     assert copy.deepcopy(explanation).name == explanation.name
     assert make_decomposition("sae:path=somewhere,encoder=sent").encoder == "sent"
+
+
+def test_the_embedded_transcoder_ships_and_is_scored_by_default() -> None:
+    (folder,) = embedded_transcoders()
+    assert sum(f.stat().st_size for f in folder.iterdir()) < 2e6
+    sae = sae_lens.SAE.load_from_disk(folder, dtype="float32")
+    assert sae.cfg.metadata.hook_name == NORMALIZED
+    assert sae.cfg.metadata.hook_name_out == OUT
+    names = default_explanations(embedded_model(), "blocks.1.mlp")
+    assert names[-2:] == [f'sae:path="{folder}"', f'sae:path="{folder}",encoder=sent']
+    assert [make_decomposition(n).encoder for n in names[-2:]] == ["own", "sent"]
+    assert not any("transcoders" in n for n in default_explanations(embedded_model(), "blocks.2.mlp"))
 
 
 def damaged(section: Section, place: int, array: QuantisedArray) -> Section:
