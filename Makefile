@@ -43,10 +43,11 @@ fuzz: $(STAMP)
 benchmark: $(STAMP)
 	$(BIN)/python -m experiments.codes_benchmark.run
 
-# Retrains what is shipped: about an hour for the model and a quarter of one for its SAEs, on two cores.
+# Retrains what is shipped: about an hour for the model and a quarter of one for its SAEs, ten minutes for its transcoder, on two cores.
 embedded: $(STAMP)
 	$(BIN)/python -m experiments.embedded_model.train --out runs/embedded
 	$(BIN)/python -m experiments.embedded_model.train_saes --model runs/embedded/embedded-python-gpt2 --out runs/embedded/saes
+	$(BIN)/python -m experiments.embedded_model.train_transcoder --model runs/embedded/embedded-python-gpt2 --out runs/embedded/transcoders
 	$(BIN)/python -m experiments.embedded_model.evaluate
 
 # SAE or PCA? Trains, scores and draws everything in experiments/sae_vs_pca, and says how long that took; it can be

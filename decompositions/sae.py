@@ -2,6 +2,7 @@
 
 sae-lens encodes (the sender's tool), or matching pursuit does in its place; what is sent is the decoder: rows, bias,
 a transcoder's skip path, and per token the support, the values and the side information that some normalisations need.
+Or a transcoder's encoder is sent too, and the receiver runs it: then nothing is sent for a token.
 Every loaded SAE is checked against sae-lens's own forward pass. Special tokens are none of its business: their outputs
 are constants, which a message carries and pays for, whatever the SAE would have made of them.
 """
@@ -31,10 +32,13 @@ from decompositions.sae_codes import (
 from decompositions.sae_loading import load_folder, load_hub, own_copy
 from decompositions.sae_origin import TEMPORAL, check, check_weights, data_notes, inner_site, is_transcoder, side_of
 from decompositions.sae_reading import Reading, candidates, through
+from decompositions.sae_sent import check_sent, sent_transcoder
+from decompositions.sent_transcoder import SentTranscoderExplanation
 from decompositions.transcoder import Remainder, SkipPath, TranscoderExplanation
 from mdl.errors import ExplanationError
 from mdl.protocols import Sample
 
+Fitted = DictionaryExplanation | TranscoderExplanation | SentTranscoderExplanation
 CHECKED_TOKENS = 64
 COMPARED_TOKENS = 2048  # on which what a site's name means is decided, or the pursuit's k
 
@@ -45,7 +49,8 @@ class SAE:
 
     **Arguments:** `any_site`: accept an SAE that was trained at another site than the region's output, or under other
     weight processing; `name`: what tables show, by default the folder's name or the id; `encoder`: its own, or matching
-    pursuit with its rows, `k` steps a token (by default as many features as its own encoder has on a token).
+    pursuit with its rows, `k` steps a token (by default as many features as its own encoder has on a token), or its
+    own, sent to the receiver (a transcoder's).
     """
 
     path: str = ""
@@ -54,20 +59,25 @@ class SAE:
     object: Any = field(default=None, repr=False)
     any_site: bool = False
     name: str = ""
-    encoder: Literal["own", "pursuit"] = "own"
+    encoder: Literal["own", "pursuit", "sent"] = "own"
     k: int = 0
 
     def check(self, site: str, width: int, model_name: str) -> None:
         """Refuse what `fit` would refuse, before anything else is computed. **Raises:** as `fit`."""
-        check(self._load(), site, width, model_name, self._shown_name(), self.any_site, self.encoder == "pursuit")
+        sae, name = self._load(), self._shown_name()
+        check(sae, site, width, model_name, name, self.any_site, self.encoder == "pursuit")
+        if self.encoder == "sent":
+            check_sent(sae, name)
 
-    def fit(self, task: Any) -> DictionaryExplanation | TranscoderExplanation:
+    def fit(self, task: Any) -> Fitted:
         """Load, check against the task, and measure its features on fit data.
 
         **Raises:** `ExplanationError` if it cannot be loaded, does not decode linearly, or does not fit the task.
         """
         name, pursuit = self._shown_name(), self.encoder == "pursuit"
         sae = self._load()
+        if self.encoder == "sent":
+            check_sent(sae, name)
         notes = check(sae, task.region.output, task.width, task.model.name, name, self.any_site, pursuit)
         notes += check_weights(sae, task, name, self.any_site) + data_notes(sae, task)
         reading, told = reading_of(sae, task, name)
@@ -81,7 +91,8 @@ class SAE:
             notes.append(fold_scale(sae, values))
         if sae.cfg.architecture() != TEMPORAL:
             check_forward(sae, name, values[:CHECKED_TOKENS])
-        found = explanation_of(sae, task, name, reading, self._steps(sae, values, name) if pursuit else 0)
+        steps = self._steps(sae, values, name) if pursuit else 0
+        found = explanation_of(sae, task, name, reading, steps, self.encoder == "sent")
         return _with_notes(found, (*notes, *told))
 
     def _steps(self, sae: sae_lens.SAE, values: np.ndarray, name: str) -> int:
@@ -95,7 +106,8 @@ class SAE:
         if self.name:
             return self.name
         name = Path(self.path).name or self.id.strip("/").split("/")[-1] or "sae"
-        return name if self.encoder == "own" else f"{name}+pursuit" + (f" (k={self.k})" if self.k else "")
+        added = {"own": "", "pursuit": "+pursuit", "sent": "+encoder"}[self.encoder]
+        return name + added + (f" (k={self.k})" if self.k else "")
 
     def _load(self) -> sae_lens.SAE:
         given = [bool(self.path), bool(self.release or self.id), self.object is not None]
@@ -104,7 +116,7 @@ class SAE:
                 f"an SAE is given by path, or by release and id, or as an object; got path={self.path!r}, "
                 f"release={self.release!r}, id={self.id!r}, object={type(self.object).__name__}"
             )
-        if self.k < 0 or (self.k and self.encoder == "own"):
+        if self.k < 0 or (self.k and self.encoder != "pursuit"):
             raise ExplanationError(f"k={self.k} with encoder={self.encoder}: k, at least 1, belongs to encoder=pursuit")
         if self.path:
             sae = load_folder(Path(self.path))
@@ -154,9 +166,9 @@ def _error(sae: sae_lens.SAE, task: Any, reading: Reading) -> float:
 
 
 def explanation_of(
-    sae: sae_lens.SAE, task: Any, name: str, reading: Reading | None, steps: int
-) -> DictionaryExplanation | TranscoderExplanation:
-    """The sender's side of a checked SAE; `steps` of matching pursuit, or 0 for its own encoder."""
+    sae: sae_lens.SAE, task: Any, name: str, reading: Reading | None, steps: int, sent: bool = False
+) -> Fitted:
+    """The sender's side of a checked SAE; `steps` of matching pursuit, or 0 for its own encoder, which may be sent."""
     (atoms, bias), side, inner = decoder_of(sae), side_of(sae), inner_site(sae)
     signed = sae.cfg.architecture() == "abstopk"  # all others, matching pursuit among them, are rectified
     if inner is not None:
@@ -165,6 +177,8 @@ def explanation_of(
     skip = None if reading is None else _skip_path(sae, task, name, reading)
     if skip is not None and reading is not None and reading.shift is not None:
         bias = bias + reading.shift @ skip_of(sae)
+    if sent:
+        return sent_transcoder(sae, task, name, reading, (atoms, bias), skip)
     encoder: Callable[[np.ndarray], scipy.sparse.csr_array] = partial(encode, sae)
     reads: Callable[[Sample], np.ndarray] | None = reading
     if steps:
@@ -190,9 +204,7 @@ def _skip_path(sae: sae_lens.SAE, task: Any, name: str, reading: Reading) -> Ski
     return SkipPath.of(scaled, task.fit.inputs.scored_values())
 
 
-def _with_notes(
-    found: DictionaryExplanation | TranscoderExplanation, notes: tuple[str, ...]
-) -> DictionaryExplanation | TranscoderExplanation:
-    if isinstance(found, DictionaryExplanation):
-        return replace(found, notes=notes)
-    return replace(found, dictionary=replace(found.dictionary, notes=notes))
+def _with_notes(found: Fitted, notes: tuple[str, ...]) -> Fitted:
+    if isinstance(found, TranscoderExplanation):
+        return replace(found, dictionary=replace(found.dictionary, notes=notes))
+    return replace(found, notes=(*found.notes, *notes))

@@ -65,11 +65,12 @@ def written_site(sae: sae_lens.SAE) -> str | None:
     return metadata.hook_name if inner is None else metadata.hook_name.removesuffix(inner) + INNER[inner]
 
 
-def region_of(site: str) -> str:
-    """The region that ends at a site, as `parse_region` reads it."""
+def region_of(site: str) -> str | None:
+    """The region that ends at a site, as `parse_region` reads it; None if there is none, as far as names say."""
     if match := re.fullmatch(r"(blocks\.\d+)\.hook_(mlp|attn)_out", site):
         return f"{match[1]}.{match[2]}"
-    return f"upstream of {site}"
+    beside = re.fullmatch(r"blocks\.\d+\.(?!hook_resid_(pre|mid|post)$).*", site)
+    return None if beside else f"upstream of {site}"
 
 
 def check(
@@ -134,9 +135,9 @@ def _check_site(sae: sae_lens.SAE, output: str, model_name: str, name: str, any_
     elif canonical_site(site) != canonical_site(output):
         message = f"{'writes to' if is_transcoder(sae) else 'trained at'} {site}, the region's output is {output}"
         if not any_site:
-            raise ExplanationError(
-                f"{name}: {message}. Take the region '{region_of(site)}', or any_site=True to score it here."
-            )
+            region = region_of(site)
+            ends = "No region ends there" if region is None else f"Take the region '{region}'"
+            raise ExplanationError(f"{name}: {message}. {ends}; any_site=True scores it here.")
         notes.append(message)
     if metadata.model_name and metadata.model_name != model_name:
         notes.append(f"its metadata name the model {metadata.model_name!r}, the task's is {model_name!r}")

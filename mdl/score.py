@@ -31,6 +31,7 @@ EMBEDDED_SOURCE = "embedded"
 EMBEDDED_NAME = "embedded-python-gpt2"
 EMBEDDED_TRAINING_TOKENS = 2800 * 16 * 255  # steps, sequences and tokens of experiments/embedded_model/train.py
 EMBEDDED_REGION = "upstream of blocks.2.hook_resid_pre"
+EMBEDDED_MLP = "blocks.1.mlp"  # of the transcoder
 DEFAULT_HORIZON = 1e6
 DEFAULT_CONTEXT = 256
 SCORECARD_FILE, DATA_FILE = "scorecard.json", "data.npz"
@@ -58,8 +59,13 @@ def embedded_saes() -> list[Path]:
     return sorted(p.parent for p in (EMBEDDED / "saes").glob("*/cfg.json"))
 
 
+def embedded_transcoders() -> list[Path]:
+    """Folders of the transcoders that ship with the embedded model."""
+    return sorted(p.parent for p in (EMBEDDED / "transcoders").glob("*/cfg.json"))
+
+
 def default_explanations(model: AnyModel, region_text: str) -> list[str]:
-    """The yardsticks that make sense for the region, and the embedded SAEs where it is theirs."""
+    """The yardsticks that make sense for the region, and the embedded SAEs or transcoders where it is theirs."""
     region = parse_region(region_text, model)
     if isinstance(model, Vectors):
         return [YARDSTICK, f"pca:rank={max(1, model.site_width(VECTORS) // 8)}", "random-dictionary"]
@@ -74,6 +80,8 @@ def default_explanations(model: AnyModel, region_text: str) -> list[str]:
     names += [f"pca:rank={width // 8}", "clusters:k=256", "random-dictionary"]
     if region_text == EMBEDDED_REGION and model.name == EMBEDDED_NAME:
         names += [f'sae:path="{path}"' for path in embedded_saes()]
+    if region_text == EMBEDDED_MLP and model.name == EMBEDDED_NAME:
+        names += [f'sae:path="{path}"{sent}' for path in embedded_transcoders() for sent in ("", ",encoder=sent")]
     return names
 
 

@@ -10,9 +10,17 @@ import scipy.sparse
 from decompositions.baselines import AffineExplanation, ConstantExplanation, TableExplanation
 from decompositions.block_sparse import BlockSparseExplanation
 from decompositions.clusters import ClustersExplanation
-from decompositions.dictionary import NO_SIDE, SCALE_AND_MEAN, DictionaryExplanation, Remembered, fit_dictionary
+from decompositions.dictionary import (
+    NO_SIDE,
+    SCALE_AND_MEAN,
+    DictionaryExplanation,
+    Remembered,
+    feature_statistics,
+    fit_dictionary,
+)
 from decompositions.predictor import PredictorExplanation
 from decompositions.random_dictionary import RandomDictionaryExplanation, random_directions
+from decompositions.sent_transcoder import Encoder, SentTranscoderExplanation
 from decompositions.sums import SumExplanation
 from decompositions.token_pairs import SPAN, TokenPairsExplanation
 from decompositions.transcoder import SkipPath, TranscoderExplanation
@@ -66,6 +74,16 @@ def block_sparse() -> BlockSparseExplanation:
     return BlockSparseExplanation(decoder, bias, 2, Remembered(groups_of), outputs(), "block-sparse")
 
 
+def transcoder(skip: bool) -> SentTranscoderExplanation:
+    """Ten features, run on the outputs in place of inputs."""
+    rng, values = np.random.default_rng(5), outputs()
+    encoder = Encoder(rng.normal(size=(10, WIDTH + 1)), 0.3 * rng.random(10) if skip else np.zeros(1))
+    atoms, x = rng.normal(size=(10, WIDTH)), encoder.extended(values)
+    statistics = feature_statistics(encoder.activations(values), values, NO_SIDE)
+    path = SkipPath.of(np.eye(WIDTH), values) if skip else None
+    return SentTranscoderExplanation("sent", encoder, atoms, values.mean(0), statistics, x.T @ x / TOKENS, path)
+
+
 def explanations(horizon: float) -> list[Section]:
     """One section of every kind, as precise as the horizon asks."""
     rng, chosen = np.random.default_rng(1), settings(horizon)
@@ -90,6 +108,8 @@ def explanations(horizon: float) -> list[Section]:
         SumExplanation(table, dictionary(atoms, NO_SIDE, signed=False), "sum"),
         predictor(),
         block_sparse(),
+        transcoder(skip=True),
+        transcoder(skip=False),
     ]
     sections = [sender.section(chosen) for sender in senders]
     return [components(horizon), *sections, table_program(sections[1]), dictionary_program(sections[4])]
