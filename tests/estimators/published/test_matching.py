@@ -37,7 +37,7 @@ def random_parts(name: str, target: np.ndarray, rng: np.random.Generator) -> Fac
 
 
 # What gets a perfect MMCS and ML2R without having found anything, and what else is printed for such targets:
-# (MMCS, one-to-one cosine) of trained targets over two seeds, and the width that targets made by hand ask for. Of random
+# (MMCS, one-to-one cosine) of trained targets, two seeds, and the width that targets made by hand ask for. Of random
 # parts in two dimensions the cosine is .60 on average here (.07 between seeds), where those two seeds had .50.
 TABLE = {
     ("5-2", "whole"): (1.0, 0.09, 0.001),
