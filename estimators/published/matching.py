@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -45,7 +46,7 @@ class Factors:
         return np.einsum("ci,co->cio", *(np.asarray(a, np.float64) for a in (self.inputs, self.outputs)))
 
 
-Parts = np.ndarray | Factors  # [C, d_in, d_out], or any [C, ...] where only whole parts are compared
+Parts: TypeAlias = np.ndarray | Factors  # [C, d_in, d_out], or any [C, ...] where only whole parts are compared
 
 
 @dataclass(frozen=True)

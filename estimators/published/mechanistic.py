@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import scipy.sparse
@@ -30,8 +31,8 @@ VPD = "Goodfire 2026, Interpreting Language Model Parameters"
 CODELENGTH = ("bits a token", "codelength")
 THRESHOLD = 0.01  # above which VPD's clustering counts a gate as firing
 
-Number = float | int
-Firing = np.ndarray | scipy.sparse.csr_array  # [n, C], what is not zero fires
+Number: TypeAlias = float | int
+Firing: TypeAlias = np.ndarray | scipy.sparse.csr_array  # [n, C], what is not zero fires
 
 
 def firing_of(gates: np.ndarray, threshold: float = THRESHOLD) -> scipy.sparse.csr_array:
@@ -171,7 +172,7 @@ def merge_change(pair: Pair, active: Number, groups: int, alpha: Number, *, prin
 def merge_limit(together: Number, groups: int) -> float:
     """alpha below which two parts of rank one and equal frequency are merged: co / (1 - co) log2(k) / 2.
 
-    `together`: the share of the firings of one in which the other fires too. For many groups, log2 (k - 1) being log2 k.
+    `together`: the share of the firings of one in which the other fires too. Of many groups: log2 (k - 1) is log2 k.
     """
     return float(np.inf if together == 1 else together / (1 - together) * np.log2(groups) / 2)
 
