@@ -18,6 +18,7 @@ from estimators.learning_coefficient import (
     DivergenceError,
     Langevin,
     LearningCoefficient,
+    largest_curvature,
     local_learning_coefficient,
     sensitivity,
 )
@@ -160,6 +161,16 @@ def test_a_regular_model_from_mini_batches() -> None:
     found = local_learning_coefficient(loss, weights, data, n=1000, key=jax.random.key(2), sampler=sampler)
     assert agrees(found, 3.0)
     assert found.warnings() == ()
+
+
+def test_the_largest_curvature_gives_a_step_of_known_inflation() -> None:
+    loss, weights, data = regression(1000, 6)
+    exact = np.linalg.eigvalsh(data[0].astype(np.float64).T @ data[0])[-1] / 1000
+    found = largest_curvature(loss, weights, data, key=jax.random.key(0), iterations=300)
+    assert found == pytest.approx(exact, rel=1e-3)
+    assert largest_curvature(monomial(2), {"w": jnp.zeros(())}, NO_DATA, key=jax.random.key(0)) == 0.0
+    with pytest.raises(MDLError, match="not finite"):
+        largest_curvature(lambda w, _: jnp.sum(jnp.sqrt(w)), jnp.zeros(2), NO_DATA, key=jax.random.key(0))
 
 
 def monomial(power: int) -> Any:
