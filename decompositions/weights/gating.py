@@ -36,13 +36,16 @@ class GateParameters(NamedTuple):
 
 
 def initial_gates(key: Array, count: int, hidden: int) -> GateParameters:
-    """Random MLPs that begin half open: hidden weights N(0, 1), output weights N(0, 1 / h), output bias 1/2."""
+    """Random MLPs that begin near |v|: hidden weights N(0, 1), output weights |N(0, 1)| * 4 / h, no biases.
+
+    A subcomponent whose scalar is 0 contributes nothing; its gate begins closed there.
+    """
     first, second = jax.random.split(key)
     return GateParameters(
         jax.random.normal(first, (count, hidden)),
         jnp.zeros((count, hidden)),
-        jax.random.normal(second, (count, hidden)) / jnp.sqrt(hidden),
-        jnp.full((count,), 0.5),
+        jnp.abs(jax.random.normal(second, (count, hidden))) * (4.0 / hidden),
+        jnp.zeros((count,)),
     )
 
 

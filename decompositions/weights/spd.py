@@ -61,14 +61,14 @@ class State:
 def start_parameters(
     settings: SPDSettings, weights: Mapping[str, Array], seed: int
 ) -> dict[str, TensorParameters]:
-    """Random unit V; U = (d_in / C) V W, so that the sum is W in expectation."""
+    """Random unit V; the U of least squares, so that the sum is W where C >= d_in."""
     key = jax.random.fold_in(jax.random.key(seed), START_KEY)
     found = {}
     for number, (name, count) in enumerate(settings.components):
         first, second = jax.random.split(jax.random.fold_in(key, number))
         v = jax.random.normal(first, (count, weights[name].shape[0]))
         v = v / jnp.linalg.norm(v, axis=1, keepdims=True)
-        outputs = (v @ weights[name]) * (v.shape[1] / count)
+        outputs = jnp.linalg.pinv(v.T) @ weights[name]
         found[name] = TensorParameters(v, outputs, initial_gates(second, count, settings.gate_hidden))
     return found
 
