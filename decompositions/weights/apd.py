@@ -4,8 +4,8 @@ r"""Attribution-based parameter decomposition, in its top-k form, for toy models
     A_c(x) = sqrt(mean_o (sum_l <d f_o / d W_l, P_c,l>)^2)        one backward pass an output
     L = faithfulness |W - sum P|^2 + b |f_W(x) - f_{sum s_c P_c}(x)|^2 + a sum_c s_c sum_l,m (|V|^2 |U|^2)^(p/2)
 
-s: the batch's top k * batch attributions of all components and inputs; constant in the derivative. Source: Braun et al. 2025
-(APD, arXiv:2501.14926), sections 2 and 3. Everything that is no matrix (biases) is always on.
+s: the batch's top k * batch attributions of all components and inputs; constant in the derivative. Everything that is
+no matrix (biases) is always on. Source: Braun et al. 2025 (APD, arXiv:2501.14926), sections 2 and 3.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ APDParameters = Mapping[str, tuple[Array, Array]]  # of each matrix V [C, m, d_i
 class APDSettings:
     """What is decomposed and how; hashable.
 
-    **Arguments:** `matrices`; `components`: C; `steps`, `rate`: of Adam, warmed up over 5 % and cosine down to 0; `top_k`:
-    mean number of active components an input; `reconstruction`, `minimality`: b and a; `power`: p of the Schatten norm;
-    `chunk`: steps between two reports.
+    **Arguments:** `matrices`; `components`: C; `steps`, `rate`: of Adam, warmed up over 5 % and cosine down to 0;
+    `top_k`: mean number of active components an input; `reconstruction`, `minimality`: b and a; `power`: p of the
+    Schatten norm; `chunk`: steps between two reports.
     """
 
     matrices: tuple[str, ...]
@@ -70,8 +70,11 @@ class APDSettings:
 
 @dataclass(frozen=True)
 class APDResult:
-    """`factors`: components whose ids span the matrices; `frequency` [C]: how often each is in the top k over 16 batches;
-    `history`: means of every loss over each chunk, and "step"."""
+    """A trained decomposition.
+
+    `factors`: components whose ids span the matrices; `frequency` [C]: how often each is in the top k over 16 batches;
+    `history`: means of every loss over each chunk, and "step".
+    """
 
     factors: Factors
     frequency: np.ndarray
@@ -92,9 +95,7 @@ def start(settings: APDSettings, network: Network, seed: int) -> dict[str, tuple
     return found
 
 
-def attributions(
-    parameters: APDParameters, weights: Mapping[str, Weight], batch: tuple, network: Network
-) -> Array:
+def attributions(parameters: APDParameters, weights: Mapping[str, Weight], batch: tuple, network: Network) -> Array:
     """A_c(x) [n, C]: how much the outputs would change, to first order, without the component.
 
     Gradients are those of the network's own weights; the positions of a sequence count together.
@@ -121,7 +122,7 @@ def _onto(x: Array, factor: Array) -> Array:
 
 def batch_top_k(scores: Array, k: float) -> Array:
     """1 for the k * n largest of all scores [n, C], else 0; never for a score of 0."""
-    kept = max(int(round(k * scores.shape[0])), 1)
+    kept = max(round(k * scores.shape[0]), 1)
     least = jax.lax.top_k(scores.reshape(-1), min(kept, scores.size))[0][-1]
     return ((scores >= least) & (scores > 0)).astype(scores.dtype)
 
@@ -207,8 +208,8 @@ def train_apd(
     """Decompose a network's matrices into components that span them.
 
     **Arguments:** `weights`: all weights of the network; `batches`: its inputs; `progress`: called with the steps done
-    and the last chunk's losses. **Raises:** `ExplanationError` for settings that do not fit the network, before any work,
-    and for a loss that is not finite.
+    and the last chunk's losses. **Raises:** `ExplanationError` for settings that do not fit the network, before any
+    work, and for a loss that is not finite.
     """
     settings.check(network)
     own = {name: jnp.asarray(weight, jnp.float32) for name, weight in weights.items()}
@@ -222,8 +223,8 @@ def train_apd(
         row = {name: float(terms[name]) for name in APD_LOSSES}
         if not np.isfinite(list(row.values())).all():
             raise ExplanationError(
-                f"training stopped: losses {row} are not finite by step {done + length} of {settings.steps}. The likely "
-                f"cause is the learning rate, {settings.rate}: take a smaller one."
+                f"training stopped: losses {row} are not finite by step {done + length} of {settings.steps}. The "
+                f"likely cause is the learning rate, {settings.rate}: take a smaller one."
             )
         history.append([done + length, *row.values()])
         if progress is not None:

@@ -1,4 +1,4 @@
-"""Where a decomposition's training inputs come from: pure functions of a key, so that training can be resumed exactly."""
+"""Where a decomposition's training inputs come from: pure functions of a key, so that training resumes exactly."""
 
 from __future__ import annotations
 

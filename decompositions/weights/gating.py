@@ -35,14 +35,16 @@ class GateParameters(NamedTuple):
         return ScalarGates(*(np.asarray(a, np.float32) for a in self))
 
 
-def initial_gates(key: Array, count: int, hidden: int) -> GateParameters:
-    """Random MLPs that begin near |v|: hidden weights N(0, 1), output weights |N(0, 1)| * 4 / h, no biases.
+def initial_gates(key: Array, count: int, hidden: int, one_sided: bool = False) -> GateParameters:
+    """Random MLPs that begin near |v|, or near max(v, 0): hidden weights N(0, 1), or |N(0, 1)| if `one_sided`, output
+    weights |N(0, 1)| * 4 / h, no biases.
 
     A subcomponent whose scalar is 0 contributes nothing; its gate begins closed there.
     """
     first, second = jax.random.split(key)
+    into = jax.random.normal(first, (count, hidden))
     return GateParameters(
-        jax.random.normal(first, (count, hidden)),
+        jnp.abs(into) if one_sided else into,
         jnp.zeros((count, hidden)),
         jnp.abs(jax.random.normal(second, (count, hidden))) * (4.0 / hidden),
         jnp.zeros((count,)),

@@ -2,8 +2,8 @@
 
     W'_T = sum_s m_s V_s U_s^T + m_Delta Delta_T,    m = g + (1 - g) r
 
-g: the gate, r in [0, 1]: the source (a uniform draw, or an adversary's choice); the leftover Delta has g = 0, so that its
-mask is its source. Sources: SPD (arXiv:2506.20790) and VPD (2026).
+g: the gate, r in [0, 1]: the source (a uniform draw, or an adversary's choice); the leftover Delta has g = 0, so that
+its mask is its source. Sources: SPD (arXiv:2506.20790) and VPD (2026).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from decompositions.weights.factors import Factors, TensorFactors
@@ -113,16 +112,14 @@ def clean_pass(
     for name, recorder in watched.items():
         straight = [x for x, transposed in recorder.seen if not transposed]
         if not straight:
-            raise ExplanationError(f"nothing enters the matrix {name!r} untransposed in this network: gates cannot read")
+            raise ExplanationError(f"the matrix {name!r} is never used untransposed: its gates have nothing to read")
         entering[name] = straight[0]
     return outputs, entering
 
 
 def gate_inputs(parameters: Parameters, entering: Mapping[str, Array]) -> dict[str, Array]:
     """Each gate before its hard sigmoid, from what enters its matrix: name -> [n, t, C]."""
-    return {
-        name: gate_values(_gates(tensor), entering[name] @ tensor.inputs.T) for name, tensor in parameters.items()
-    }
+    return {name: gate_values(_gates(tensor), entering[name] @ tensor.inputs.T) for name, tensor in parameters.items()}
 
 
 def masked_run(
@@ -139,9 +136,7 @@ def masked_run(
             continue
         source = masks.get(LEFTOVER + name)
         left = None if source is None else leftover(weights[name], tensor)
-        replaced[name] = Components(
-            tensor.inputs, tensor.outputs, masks[name], left, 0.0 if source is None else source
-        )
+        replaced[name] = Components(tensor.inputs, tensor.outputs, masks[name], left, 0.0 if source is None else source)
     return network.run(replaced, *batch)
 
 
@@ -171,8 +166,8 @@ def draw_sources(key: Array, gates: Masks, with_leftover: bool, shared: bool = F
 def divergence(kind: str, outputs: Array, target: Array, root: Array | None) -> Float[Array, "n t"]:
     r"""How far outputs [n, t, d] are from the target's, for each position.
 
-    "mse": $|e|^2 / d$ in squared units of the outputs; "metric": $|G^{1/2} e|^2 / 2$ nats, `root` being $G^{1/2}$ [d, d]:
-    the KL that the rest of the model makes of the error e, to second order; "kl": $KL(target \| outputs)$ nats, both
+    "mse": $|e|^2 / d$ in squared units of the outputs; "metric": $|G^{1/2} e|^2 / 2$ nats, `root` being $G^{1/2}$ [d,
+    d]: the KL that the rest of the model makes of the error e, to second order; "kl": $KL(target \| outputs)$ nats, both
     being logits. **Raises:** `ExplanationError` for another kind, or "metric" without a root.
     """
     if kind == "kl":
@@ -182,8 +177,10 @@ def divergence(kind: str, outputs: Array, target: Array, root: Array | None) -> 
     if kind == "mse":
         return jnp.mean(error**2, -1)
     if kind != "metric" or root is None:
-        raise ExplanationError(f"divergence {kind!r} with root {root is not None}: take one of {', '.join(DIVERGENCES)}; "
-                               "'metric' needs the root of the metric of the rest of the model")
+        raise ExplanationError(
+            f"divergence {kind!r}: take one of {', '.join(DIVERGENCES)}; "
+            "'metric' needs the root of the metric of the rest of the model"
+        )
     return 0.5 * jnp.sum((error @ root) ** 2, -1)
 
 
@@ -200,7 +197,9 @@ class Attack:
     shared: bool = True
 
 
-def ascend(objective: Callable[[dict[str, Array]], Array], start: dict[str, Array], attack: Attack) -> tuple[Array, dict]:
+def ascend(
+    objective: Callable[[dict[str, Array]], Array], start: dict[str, Array], attack: Attack
+) -> tuple[Array, dict[str, Array]]:
     """The largest value of the objective met on the way, the start included, and the sources there.
 
     **Raises:** `ExplanationError` for a rule other than "sign" and "adam".

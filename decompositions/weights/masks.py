@@ -1,7 +1,7 @@
 """What a decomposition does under masks that its author did not choose: the toolkit draws them all.
 
 Every figure is the mean divergence of the network's outputs from its own, in the unit of the divergence (squared units
-of the outputs, or nats), over all positions of a batch. Sources: the evaluations of SPD (arXiv:2506.20790) and VPD (2026).
+of the outputs, or nats), over all positions of a batch. Sources: the evaluations of SPD (arXiv:2506.20790), VPD (2026).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from decompositions.weights.batches import Batches
 from decompositions.weights.factors import Factors, ScalarGates, TensorFactors
 from decompositions.weights.gating import hard, initial_gates
 from decompositions.weights.masking import Parameters, TensorParameters, clean_pass, gate_inputs
-from decompositions.weights.spd_losses import LOSSES, SPDSettings, losses, power_at
+from decompositions.weights.spd_losses import LOSSES, SPDSettings, losses
 from mdl.errors import ExplanationError
 from mdl.models.networks import Network
 
@@ -58,9 +58,7 @@ class State:
     step: Array
 
 
-def start_parameters(
-    settings: SPDSettings, weights: Mapping[str, Array], seed: int
-) -> dict[str, TensorParameters]:
+def start_parameters(settings: SPDSettings, weights: Mapping[str, Array], seed: int) -> dict[str, TensorParameters]:
     """Random unit V; the U of least squares, so that the sum is W where C >= d_in."""
     key = jax.random.fold_in(jax.random.key(seed), START_KEY)
     found = {}
@@ -69,7 +67,9 @@ def start_parameters(
         v = jax.random.normal(first, (count, weights[name].shape[0]))
         v = v / jnp.linalg.norm(v, axis=1, keepdims=True)
         outputs = jnp.linalg.pinv(v.T) @ weights[name]
-        found[name] = TensorParameters(v, outputs, initial_gates(second, count, settings.gate_hidden))
+        found[name] = TensorParameters(
+            v, outputs, initial_gates(second, count, settings.gate_hidden, settings.one_sided)
+        )
     return found
 
 
@@ -99,7 +99,7 @@ def _advance(
             weights,
             batches.draw(draw),
             noise,
-            power_at(settings, state.step),
+            state.step,
             metric_root,
             network,
             settings,

@@ -42,9 +42,10 @@ class SPDSettings:
 
     **Arguments:** `components`: matrices and their numbers of subcomponents; `steps`, `rate`: of Adam, cosine down to 0;
     `gate_hidden`: hidden units of a gate; `faithfulness`, `stochastic`, `layerwise`, `importance`, `adversarial`: the
-    losses' weights; `power`: p of the importance, coming down linearly to `final_power` if that is given; `divergence`:
-    of outputs, "mse", "metric" or "kl"; `straight_through`: of gates below 0 (VPD), else leaky masks (SPD); `leftover`:
-    W - sum is a component too, whose gate is 0; `attack`: of the adversarial loss; `alive`: components whose gate is on
+    losses' weights, the importance's coming down linearly to `final_importance` if that is given (components first have to
+    part, then to be exact); `power`: p of the importance, coming down linearly to `final_power` if that is given; `divergence`:
+    of outputs, "mse", "metric" or "kl"; `straight_through`: of gates below 0 (VPD), else leaky masks (SPD); `one_sided`:
+    gates begin open on one side of 0 only (for inputs of one sign), else on both; `leftover`: W - sum is a component too, whose gate is 0; `attack`: of the adversarial loss; `alive`: components whose gate is on
     average above it are kept, None keeps all; `chunk`: steps between two reports.
     """
 
@@ -56,11 +57,13 @@ class SPDSettings:
     stochastic: float = 1.0
     layerwise: float = 1.0
     importance: float = 1e-3
+    final_importance: float | None = None
     adversarial: float = 0.0
     power: float = 1.0
     final_power: float | None = None
     divergence: str = "mse"
     straight_through: bool = True
+    one_sided: bool = False
     leftover: bool = False
     attack: Attack = Attack(steps=3)
     alive: float | None = 1e-6
@@ -96,10 +99,15 @@ class SPDSettings:
             )
 
 
-def power_at(settings: SPDSettings, step: Array) -> Array:
-    """p of the importance at a step."""
-    last = settings.power if settings.final_power is None else settings.final_power
-    return settings.power + (last - settings.power) * step / max(settings.steps - 1, 1)
+def _line(first: float, last: float | None, settings: SPDSettings, step: Array) -> Array:
+    last = first if last is None else last
+    return first + (last - first) * step / max(settings.steps - 1, 1)
+
+
+def importance_at(settings: SPDSettings, step: Array) -> tuple[Array, Array]:
+    """The importance's weight and its p at a step."""
+    weight = _line(settings.importance, settings.final_importance, settings, step)
+    return weight, _line(settings.power, settings.final_power, settings, step)
 
 
 def faithfulness(parameters: Parameters, weights: Mapping[str, Array]) -> Array:
@@ -119,7 +127,7 @@ def losses(
     weights: Mapping[str, Array],
     batch: tuple[Array | None, Array],
     key: Array,
-    power: Array,
+    step: Array,
     metric_root: Array | None,
     network: Network,
     settings: SPDSettings,
@@ -143,6 +151,7 @@ def losses(
         sources = draw_sources(keys[1], gates, False)
         each = [far({name: sources[name]}, {name: gate}) for name, gate in gates.items()]
         terms["layerwise"] = sum(each, jnp.zeros(())) / len(each)
+    weight, power = importance_at(settings, step)
     terms["importance"] = importance({name: upper_leaky(x) for name, x in before.items()}, power)
     terms["active"] = sum((jnp.mean(jnp.sum(x > 0, -1)) for x in before.values()), jnp.zeros(()))
     if settings.adversarial:
@@ -150,6 +159,7 @@ def losses(
         fixed = jax.lax.stop_gradient(gates)
         _, worst = ascend(lambda r: far(r, fixed), start, settings.attack)
         terms["adversarial"] = far(jax.lax.stop_gradient(worst), gates)
-    names = ("faithfulness", "stochastic", "layerwise", "importance", "adversarial")
-    terms["total"] = sum((getattr(settings, name) * terms[name] for name in names), jnp.zeros(()))
-    return terms["total"], terms
+    names = ("faithfulness", "stochastic", "layerwise", "adversarial")
+    total = weight * terms["importance"] + sum(getattr(settings, name) * terms[name] for name in names)
+    terms["total"] = total
+    return total, terms

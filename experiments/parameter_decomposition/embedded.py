@@ -44,7 +44,9 @@ def half(factors: Factors) -> Factors:
     return replace(factors, tensors=tensors)
 
 
-def settings_of(arguments: argparse.Namespace, weights: dict[str, np.ndarray], matrices: tuple[str, ...]) -> SPDSettings:
+def settings_of(
+    arguments: argparse.Namespace, weights: dict[str, np.ndarray], matrices: tuple[str, ...]
+) -> SPDSettings:
     """Faithfulness counts relative to the mean square of the weights."""
     power = sum(np.square(weights[n]).sum() for n in matrices) / sum(weights[n].size for n in matrices)
     return SPDSettings(
@@ -54,6 +56,7 @@ def settings_of(arguments: argparse.Namespace, weights: dict[str, np.ndarray], m
         gate_hidden=arguments.gate_hidden,
         faithfulness=float(arguments.faithfulness / power),
         importance=arguments.importance,
+        final_importance=arguments.final_importance,
         power=1.0,
         divergence=DIVERGENCE,
         leftover=True,
@@ -110,8 +113,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--gate-hidden", type=int, default=8)
-    parser.add_argument("--importance", type=float, default=1e-3)
-    parser.add_argument("--faithfulness", type=float, default=1.0)
+    parser.add_argument("--importance", type=float, default=1e-4)
+    parser.add_argument("--final-importance", type=float, default=2e-5)
+    parser.add_argument("--faithfulness", type=float, default=10.0)
     parser.add_argument("--checkpoint", default="")
     parser.add_argument("--out", default=str(HERE))
     arguments = parser.parse_args()
