@@ -1,0 +1,1 @@
+"""Parameter decompositions trained here, beside the published figures."""
