@@ -141,7 +141,8 @@ def _merged(name: str, means: Mapping[str, np.ndarray]) -> Curvature:
     sizes = [float(np.trace(a) * np.trace(b)) for a, b in zip(lefts, rights, strict=True)]
     left = sum(size * a / max(np.trace(a), 1e-30) for size, a in zip(sizes, lefts, strict=True))
     right = sum(size * b / max(np.trace(b), 1e-30) for size, b in zip(sizes, rights, strict=True))
-    return Curvature(np.asarray(left), np.asarray(right) / max(sum(sizes), 1e-30))
+    share = max(float(np.trace(lefts[0])), 1e-30) / max(sum(sizes), 1e-30)  # the first use's inputs keep their size
+    return Curvature(np.asarray(left * share), np.asarray(right / max(share * sum(sizes), 1e-30)))
 
 
 @dataclass

@@ -24,7 +24,7 @@ from decompositions.weights.gated import run_masked
 from mdl.models.networks import Network
 from mdl.protocols import Inputs
 
-ROWS = 512  # tokens at once
+ROWS = 128  # tokens at once
 LEAST_SAVING = 1e-3  # bits
 
 
@@ -61,14 +61,15 @@ class Selector:
     def _chosen(self, values: Any, outputs: Any, begin: Any) -> np.ndarray:
         root = jnp.asarray(self.root / (self.step or 1.0), jnp.float32)
         costs = (self.matrices, self.others, root, jnp.asarray(self.prices, jnp.float32))
-        ways = [((True, False), jnp.zeros_like(begin)), ((False, True), begin)]
-        up, down = (_walk(self.network, self.step is None, way, costs, mask, values, outputs) for way, mask in ways)
+        walk = partial(_walk, self.network, costs, values, outputs, jnp.asarray(self.step is None))
+        up = walk(jnp.asarray([True, False]), jnp.zeros_like(begin))
+        down = walk(jnp.asarray([False, True]), begin)
         return np.asarray(jnp.where((down[1] < up[1])[:, None], down[0], up[0]))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=0)
 def _walk(
-    network: Network, as_kl: bool, directions: tuple[bool, ...], costs: Any, mask: Any, values: Any, outputs: Any
+    network: Network, costs: Any, values: Any, outputs: Any, as_kl: Any, directions: Any, mask: Any
 ) -> tuple[Any, Any]:
     """For each token switch the component that saves most in one direction, while any saves, then in the other.
 
@@ -80,10 +81,10 @@ def _walk(
     def bits(chosen: Any) -> Any:
         out, _ = run_masked(network, matrices, others, chosen[:, None].astype(jnp.float32), values[:, None], tokens)
         squares = jnp.square((out[:, 0] - outputs) @ root.T)
-        left = squares / (2.0 * jnp.log(2.0)) if as_kl else 0.5 * jnp.log2(1.0 + squares)
+        left = jnp.where(as_kl, squares / (2.0 * jnp.log(2.0)), 0.5 * jnp.log2(1.0 + squares))
         return (chosen * prices).sum(1) + left.sum(-1)
 
-    def step(on: bool, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    def step(on: Any, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         chosen, now, _ = state
         flipped = jax.lax.map(lambda flip: bits(chosen ^ flip), every).T
         allowed = jnp.where(chosen == on, jnp.inf, flipped)
@@ -91,8 +92,8 @@ def _walk(
         saves = best < now - LEAST_SAVING
         return chosen ^ (every[which] & saves[:, None]), jnp.where(saves, best, now), saves.any()
 
-    now = bits(mask)
-    for on in directions:
-        start = (mask, now, jnp.asarray(True))
-        mask, now, _ = jax.lax.while_loop(lambda state: state[2], partial(step, on), start)
-    return mask, now
+    def direction(state: tuple[Any, Any], on: Any) -> tuple[tuple[Any, Any], None]:
+        found = jax.lax.while_loop(lambda s: s[2], partial(step, on), (*state, jnp.asarray(True)))
+        return found[:2], None
+
+    return jax.lax.scan(direction, (mask, bits(mask)), directions)[0]
