@@ -122,6 +122,6 @@ def train_modular(
             return Trained(network, weights, final, attempt + 1, {"accuracy": float(accuracy), "nats": float(nats)})
     raise ModelError(
         f"none of {attempts} networks of {network.hidden} neurons from seed {seed} grokked addition mod {network.p}: "
-        f"the last one is right on {float(accuracy):.0%} of the pairs it was not trained on. Train for more steps, or on "
-        "more pairs."
+        f"the last one is right on {float(accuracy):.0%} of the pairs it was not trained on. Train for more steps, or "
+        "on more pairs."
     )
