@@ -19,7 +19,7 @@ NO_DATA = np.zeros((1, 1), np.float32)
 @dataclass(frozen=True)
 class Case:
     """**Arguments:** `exact`: lambda; `n`, `beta`: as of the posterior, beta None for 1 / ln n; `scale`: a curvature of
-    L in its stiff directions, which says how large steps may be; `integral`: n beta E[L - L*] of what a sampler samples,
+    L in its stiff directions, which says how large steps may be; `integral`: n beta E[L - L*] of what is sampled,
     step and localisation included, where it can be integrated."""
 
     name: str
@@ -126,7 +126,7 @@ def fitted_reduced_rank(m: int, n: int, h: int, r: int, samples: int) -> Case:
     data = (inputs.astype(np.float32), outputs.astype(np.float32))
     params = {name: jnp.asarray(w, jnp.float32) for name, w in weights.items()}
     name = f"fitted B A, ({m}, {n}, {h}, {r}), n = {samples:,}"
-    return Case(name, loss, params, data, samples, reduced_rank_coefficient(m, n, h, r), None, 2.0, 500)
+    return Case(name, loss, params, data, samples, reduced_rank_coefficient(m, n, h, r), None, 2.0)
 
 
 def all_cases() -> tuple[Case, ...]:
