@@ -33,7 +33,7 @@ RIDGE = 1e-6  # of the inputs' mean square: a LayerNorm leaves a direction empty
 KNOBS: Mapping[str, Sequence[float]] = {
     "static": DICTIONARY_KNOBS["static"],
     # A feature at its threshold jumps, and costs in proportion to the error: encoders are wanted finer than atoms.
-    "encoder": (0.03125, 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
+    "encoder": tuple(2.0**e for e in range(-8, 4)),
 }
 
 
