@@ -32,7 +32,8 @@ CHUNK_ELEMENTS = 1 << 22  # pre-activations held densely at a time
 RIDGE = 1e-6  # of the inputs' mean square: a LayerNorm leaves a direction empty
 KNOBS: Mapping[str, Sequence[float]] = {
     "static": DICTIONARY_KNOBS["static"],
-    "encoder": (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+    # A feature at its threshold jumps, and costs in proportion to the error: encoders are wanted finer than atoms.
+    "encoder": tuple(2.0**e for e in range(-8, 4)),
 }
 
 

@@ -35,6 +35,7 @@ NARROW = 0.02  # steps closer than this (in the logarithm) are not told apart
 SLOPE_RUN = 0.1
 # d ln KL / d ln step before it was measured: a little under the quadratic law, because of dead zones.
 USUAL_KL_SLOPE = 1.7
+FLAT = 0.1  # a smaller slope than this is none
 
 
 @dataclass(frozen=True)
@@ -301,6 +302,14 @@ def _kl_slope(attempts: Sequence[Attempt]) -> float:
     return min(max(math.log(b.kl / a.kl) / run, 0.4), 4.0) if abs(run) > 1e-9 else USUAL_KL_SLOPE
 
 
+def _flat(attempts: Sequence[Attempt]) -> bool:
+    """Whether KL did not fall with the step between the last two attempts."""
+    if len(attempts) < 2:
+        return False
+    a, b = attempts[-2], attempts[-1]
+    return abs(math.log(b.kl / a.kl)) < FLAT * abs(math.log(b.step / a.step))
+
+
 def _total_at(attempts: Sequence[Attempt], eps: float) -> float:
     """Total at the horizon, bits a token, on the line in ln KL through the two attempts nearest to eps."""
     near = sorted(attempts, key=lambda a: abs(math.log(a.kl / eps)))[:2]
@@ -320,7 +329,9 @@ def _next_step(attempts: Sequence[Attempt], eps: float) -> float:
     brackets = [(a, b) for a, b in pairwise(ordered) if (a[1] > 0) != (b[1] > 0)]
     if not brackets:
         step, gap = points[-1]
-        return math.exp(step - min(max(gap / _kl_slope(attempts), -1.5), 1.5))
+        # Where nearly all symbols are zero KL hardly depends on the step, and its slope leads nowhere.
+        least = math.log(2.0) if gap > 0 and _flat(attempts) else 0.0
+        return math.exp(step - min(max(gap / _kl_slope(attempts), least, -1.5), 1.5))
     (a, gap_a), (b, gap_b) = min(brackets, key=lambda pair: abs(pair[0][1]) + abs(pair[1][1]))
     share = min(max(gap_a / (gap_a - gap_b), 0.1), 0.9)
     return math.exp(a + share * (b - a))

@@ -1,4 +1,4 @@
-"""The loop that trains the shipped transcoder, on a little MLP: it learns, goes on where it stopped, and is loaded back."""
+"""The loop that trains the shipped transcoder, on a little MLP: it learns, can be interrupted, and is loaded back."""
 
 from __future__ import annotations
 
