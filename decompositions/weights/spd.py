@@ -128,8 +128,8 @@ def train_spd(
     "metric"; `progress`: called with the steps done and the last chunk's losses; `checkpoint`: a file that is written
     after every chunk (a temporary one, then renamed) and continued from if it is there, to the same result.
 
-    **Raises:** `ExplanationError` for settings that do not fit the network (before any work), for a checkpoint of another
-    training, and for a loss that is not finite.
+    **Raises:** `ExplanationError` for settings that do not fit the network (before any work), for a checkpoint of
+    another training, and for a loss that is not finite.
     """
     root = None if metric_root is None else jnp.asarray(metric_root, jnp.float32)
     settings.check(network, root)
