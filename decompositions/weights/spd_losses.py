@@ -46,9 +46,10 @@ class SPDSettings:
     the losses' weights, the importance's coming down linearly to `final_importance` if that is given (components first
     have to part, then to be exact); `power`: p of the importance, coming down linearly to `final_power` if that is
     given; `divergence`: of outputs, "mse", "metric" or "kl"; `straight_through`: of gates below 0 (VPD), else leaky
-    masks (SPD); `one_sided`: gates begin open on one side of 0 only (for inputs of one sign), else on both; `leftover`:
-    W - sum is a component too, whose gate is 0; `attack`: of the adversarial loss; `alive`: components whose gate is on
-    average above it are kept, None keeps all; `chunk`: steps between two reports.
+    masks (SPD); `one_sided`: gates begin open on one side of 0 only (for inputs of one sign), else on both; `start`: V
+    begin as "random" directions, or as what enters the matrix for random "inputs"; `leftover`: W - sum is a component
+    too, whose gate is 0; `attack`: of the adversarial loss; `alive`: components whose gate is on average above it are
+    kept, None keeps all; `chunk`: steps between two reports.
     """
 
     components: tuple[tuple[str, int], ...]
@@ -66,6 +67,7 @@ class SPDSettings:
     divergence: str = "mse"
     straight_through: bool = True
     one_sided: bool = False
+    start: str = "random"
     leftover: bool = False
     attack: Attack = TRAINING_ATTACK
     alive: float | None = 1e-6
@@ -92,6 +94,8 @@ class SPDSettings:
                 f"divergence {self.divergence!r} with {given} metric root: take 'mse' or 'kl' without one, or "
                 "'metric' with it"
             )
+        if self.start not in ("random", "inputs"):
+            raise ExplanationError(f"start {self.start!r}: components begin as 'random' directions or as 'inputs'")
         numbers = {"steps": self.steps, "gate_hidden": self.gate_hidden, "chunk": self.chunk}
         for what, number in numbers.items():
             if number < 1:

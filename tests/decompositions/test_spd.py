@@ -23,6 +23,7 @@ NETWORK = TwoLayers((4, 6, 3))
 SETTINGS = SPDSettings(
     (("A", 5), ("B", 7)), 10, gate_hidden=3, importance=0.1, faithfulness=2.0, layerwise=0.5, power=0.9, leftover=True
 )
+ROWS = Rows(*inputs(NETWORK, 6, 2), 4)
 
 
 def gelu(x: float) -> float:
@@ -37,7 +38,7 @@ def slow_gate(gates, c, v):
 def perturbed(seed=0):
     """Parameters whose sum is not the weights, with some gates shut and some beyond 1."""
     weights = random_weights(NETWORK, 1)
-    parameters = start_parameters(SETTINGS, {n: jnp.asarray(w) for n, w in weights.items()}, seed)
+    parameters = start_parameters(NETWORK, {n: jnp.asarray(w) for n, w in weights.items()}, ROWS, SETTINGS, seed)
     keys = jax.random.split(jax.random.key(3), 40)
     leaves, tree = jax.tree.flatten(parameters)
     moved = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=False)]
@@ -246,6 +247,7 @@ def test_what_was_trained_survives_the_file(tmp_path):
         ({"divergence": "metric"}, "no metric root"),
         ({"divergence": "l1"}, "'l1'"),
         ({"steps": 0}, "steps is 0"),
+        ({"start": "zeros"}, "'zeros'"),
         ({"power": 0.0}, "above 0"),
         ({"rate": 1e30}, "not finite"),
     ],
