@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from mdl.errors import DataError
 Batch = tuple[Array | None, Array]  # values [n, t, d] or None, token ids [n, t]
 
 
+@runtime_checkable
 class Batches(Protocol):
     """A source of region inputs; a pytree, so that its arrays are arguments of a compiled step."""
 

@@ -166,9 +166,9 @@ def draw_sources(key: Array, gates: Masks, with_leftover: bool, shared: bool = F
 def divergence(kind: str, outputs: Array, target: Array, root: Array | None) -> Float[Array, "n t"]:
     r"""How far outputs [n, t, d] are from the target's, for each position.
 
-    "mse": $|e|^2 / d$ in squared units of the outputs; "metric": $|G^{1/2} e|^2 / 2$ nats, `root` being $G^{1/2}$ [d,
-    d]: the KL that the rest of the model makes of the error e, to second order; "kl": $KL(target \| outputs)$ nats, both
-    being logits. **Raises:** `ExplanationError` for another kind, or "metric" without a root.
+    "mse": $|e|^2 / d$ in squared units of the outputs; "metric": $|G^{1/2} e|^2 / 2$ nats, `root` being $G^{1/2}$,
+    [d, d]: the KL that the rest of the model makes of the error e, to second order; "kl": $KL(target \| outputs)$ nats,
+    both being logits. **Raises:** `ExplanationError` for another kind, or "metric" without a root.
     """
     if kind == "kl":
         own, other = jax.nn.log_softmax(target), jax.nn.log_softmax(outputs)

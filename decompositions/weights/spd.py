@@ -58,19 +58,35 @@ class State:
     step: Array
 
 
-def start_parameters(settings: SPDSettings, weights: Mapping[str, Array], seed: int) -> dict[str, TensorParameters]:
-    """Random unit V; the U of least squares, so that the sum is W where C >= d_in."""
+def start_parameters(
+    network: Network, weights: Mapping[str, Array], batches: Batches, settings: SPDSettings, seed: int
+) -> dict[str, TensorParameters]:
+    """Unit V, random or what enters the matrix for random inputs; the U of least squares, so that the sum is W where
+    the V span all inputs."""
     key = jax.random.fold_in(jax.random.key(seed), START_KEY)
+    entering: dict[str, Array] = {}
+    if settings.start == "inputs":
+        largest = max(count for _, count in settings.components)
+        drawn = [batches.draw(jax.random.fold_in(key, n)) for n in range(-(-4 * largest // _positions(batches, key)))]
+        seen = [clean_pass(network, weights, settings.names, *batch)[1] for batch in drawn]
+        entering = {n: jnp.concatenate([s[n].reshape(-1, s[n].shape[-1]) for s in seen]) for n in settings.names}
     found = {}
     for number, (name, count) in enumerate(settings.components):
         first, second = jax.random.split(jax.random.fold_in(key, number))
         v = jax.random.normal(first, (count, weights[name].shape[0]))
+        if entering:
+            # Gumbel's trick: rows without replacement, in proportion to their squared norms; zeros come last.
+            chance = jnp.log(jnp.sum(entering[name] ** 2, -1)) + jax.random.gumbel(first, (len(entering[name]),))
+            v = entering[name][jax.lax.top_k(chance, count)[1]] + 1e-3 * v
         v = v / jnp.linalg.norm(v, axis=1, keepdims=True)
         outputs = jnp.linalg.pinv(v.T) @ weights[name]
-        found[name] = TensorParameters(
-            v, outputs, initial_gates(second, count, settings.gate_hidden, settings.one_sided)
-        )
+        gates = initial_gates(second, count, settings.gate_hidden, settings.one_sided)
+        found[name] = TensorParameters(v, outputs, gates)
     return found
+
+
+def _positions(batches: Batches, key: Array) -> int:
+    return int(jax.eval_shape(batches.draw, key)[1].size)
 
 
 def _optimiser(settings: SPDSettings) -> optax.GradientTransformation:
@@ -128,15 +144,15 @@ def train_spd(
     "metric"; `progress`: called with the steps done and the last chunk's losses; `checkpoint`: a file that is written
     after every chunk (a temporary one, then renamed) and continued from if it is there, to the same result.
 
-    **Raises:** `ExplanationError` for settings that do not fit the network (before any work), for a checkpoint of another
-    training, and for a loss that is not finite.
+    **Raises:** `ExplanationError` for settings that do not fit the network (before any work), for a checkpoint of
+    another training, and for a loss that is not finite.
     """
     root = None if metric_root is None else jnp.asarray(metric_root, jnp.float32)
     settings.check(network, root)
     own = {name: jnp.asarray(weight, jnp.float32) for name, weight in weights.items()}
     _check_weights(network, own)
     key = jax.random.key(seed)
-    parameters = start_parameters(settings, own, seed)
+    parameters = start_parameters(network, own, batches, settings, seed)
     state = State(parameters, _optimiser(settings).init(parameters), jnp.zeros((), jnp.int32))
     mark = _fingerprint(network, own, settings, seed)
     history: list[np.ndarray] = []
@@ -153,6 +169,32 @@ def train_spd(
         if progress is not None:
             progress(done + length, row)
     return _result(state.parameters, own, batches, network, settings, seed, np.array(history))
+
+
+def training_steps(
+    network: Network,
+    weights: Mapping[str, Any],
+    batches: Batches,
+    settings: SPDSettings,
+    *,
+    seed: int,
+    length: int,
+) -> Callable[[], float]:
+    """A function that trains `length` more steps at each call and returns their mean loss: for timing.
+
+    **Raises:** `ExplanationError` for settings that do not fit the network; the divergence "metric" is not for it.
+    """
+    settings.check(network, None)
+    own = {name: jnp.asarray(weight, jnp.float32) for name, weight in weights.items()}
+    parameters = start_parameters(network, own, batches, settings, seed)
+    state = State(parameters, _optimiser(settings).init(parameters), jnp.zeros((), jnp.int32))
+
+    def advance() -> float:
+        nonlocal state
+        state, terms = _advance(state, own, batches, None, jax.random.key(seed), network, settings, length)
+        return float(jax.block_until_ready(terms["total"]))
+
+    return advance
 
 
 def _check_weights(network: Network, weights: Mapping[str, Array]) -> None:

@@ -34,19 +34,22 @@ from mdl.models.networks import Network
 
 GATE_FLOOR = 1e-12  # under |g|^p: its derivative at 0 is finite
 LOSSES = ("total", "faithfulness", "stochastic", "layerwise", "importance", "adversarial", "active")
+TRAINING_ATTACK = Attack(steps=3)
 
 
 @dataclass(frozen=True)
 class SPDSettings:
     """What is decomposed and how it is trained; hashable.
 
-    **Arguments:** `components`: matrices and their numbers of subcomponents; `steps`, `rate`: of Adam, cosine down to 0;
-    `gate_hidden`: hidden units of a gate; `faithfulness`, `stochastic`, `layerwise`, `importance`, `adversarial`: the
-    losses' weights, the importance's coming down linearly to `final_importance` if that is given (components first have to
-    part, then to be exact); `power`: p of the importance, coming down linearly to `final_power` if that is given; `divergence`:
-    of outputs, "mse", "metric" or "kl"; `straight_through`: of gates below 0 (VPD), else leaky masks (SPD); `one_sided`:
-    gates begin open on one side of 0 only (for inputs of one sign), else on both; `leftover`: W - sum is a component too, whose gate is 0; `attack`: of the adversarial loss; `alive`: components whose gate is on
-    average above it are kept, None keeps all; `chunk`: steps between two reports.
+    **Arguments:** `components`: matrices and their numbers of subcomponents; `steps`, `rate`: of Adam, cosine down to
+    0; `gate_hidden`: hidden units of a gate; `faithfulness`, `stochastic`, `layerwise`, `importance`, `adversarial`:
+    the losses' weights, the importance's coming down linearly to `final_importance` if that is given (components first
+    have to part, then to be exact); `power`: p of the importance, coming down linearly to `final_power` if that is
+    given; `divergence`: of outputs, "mse", "metric" or "kl"; `straight_through`: of gates below 0 (VPD), else leaky
+    masks (SPD); `one_sided`: gates begin open on one side of 0 only (for inputs of one sign), else on both; `start`: V
+    begin as "random" directions, or as what enters the matrix for random "inputs"; `leftover`: W - sum is a component
+    too, whose gate is 0; `attack`: of the adversarial loss; `alive`: components whose gate is on average above it are
+    kept, None keeps all; `chunk`: steps between two reports.
     """
 
     components: tuple[tuple[str, int], ...]
@@ -64,8 +67,9 @@ class SPDSettings:
     divergence: str = "mse"
     straight_through: bool = True
     one_sided: bool = False
+    start: str = "random"
     leftover: bool = False
-    attack: Attack = Attack(steps=3)
+    attack: Attack = TRAINING_ATTACK
     alive: float | None = 1e-6
     chunk: int = 100
 
@@ -87,8 +91,11 @@ class SPDSettings:
         if self.divergence not in DIVERGENCES or (self.divergence == "metric") != (metric_root is not None):
             given = "no" if metric_root is None else "a"
             raise ExplanationError(
-                f"divergence {self.divergence!r} with {given} metric root: take 'mse' or 'kl' without one, or 'metric' with it"
+                f"divergence {self.divergence!r} with {given} metric root: take 'mse' or 'kl' without one, or "
+                "'metric' with it"
             )
+        if self.start not in ("random", "inputs"):
+            raise ExplanationError(f"start {self.start!r}: components begin as 'random' directions or as 'inputs'")
         numbers = {"steps": self.steps, "gate_hidden": self.gate_hidden, "chunk": self.chunk}
         for what, number in numbers.items():
             if number < 1:
