@@ -135,7 +135,7 @@ def masked_run(
         if name not in masks:
             continue
         source = masks.get(LEFTOVER + name)
-        left = None if source is None else leftover(weights[name], tensor)
+        left = None if source is None else leftover(jnp.asarray(weights[name]), tensor)
         replaced[name] = Components(tensor.inputs, tensor.outputs, masks[name], left, 0.0 if source is None else source)
     return network.run(replaced, *batch)
 

@@ -287,6 +287,7 @@ def _numbered(parameters: Parameters, kept: Mapping[str, np.ndarray]) -> dict[st
     found, first = {}, 0
     for name, tensor in parameters.items():
         chosen = kept[name]
+        assert tensor.gates is not None
         gates = ScalarGates(*(np.asarray(a, np.float32)[chosen] for a in tensor.gates))
         ids = np.arange(first, first + len(chosen))
         found[name] = TensorFactors(

@@ -1,4 +1,4 @@
-"""Stochastic parameter decomposition: losses against plain numpy, where gradients flow, training, resuming, refusals."""
+"""Stochastic parameter decomposition: losses against plain numpy, gradients, training, resuming, refusals."""
 
 from __future__ import annotations
 
