@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from mdl.models.toys.superposition import Superposition
 
 from decompositions.weights.batches import SparseUniform
 from decompositions.weights.spd import SPDSettings, start_parameters, training_steps
+from mdl.models.toys.superposition import Superposition
 
 FEATURES, HIDDEN, COMPONENTS, GATE_HIDDEN = 40, 10, 200, 16
 IMPORTANCE, RATE = 1e-4, 1e-3

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from estimators.published.matching import column_match, column_parts, matrix_match
-from mdl.models.toys.superposition import Superposition, rotated, superposition_inputs, train_superposition
 
 from decompositions.weights.apd import APDSettings, train_apd
 from decompositions.weights.batches import SparseUniform
 from decompositions.weights.factors import Factors
 from decompositions.weights.masks import Bench, under_masks
 from decompositions.weights.spd import SPDSettings, train_spd
+from estimators.published.matching import column_match, column_parts, matrix_match
+from mdl.models.toys.superposition import Superposition, rotated, superposition_inputs, train_superposition
 
 HERE = Path(__file__).parent
 TEST_INPUTS = 512

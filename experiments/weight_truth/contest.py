@@ -101,7 +101,7 @@ def predicted_crossing(lines: Mapping[str, Line], counts: Mapping[str, int]) -> 
 
 
 def verdict(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether the truth is shorter than every rival (one part, weights and nothing apart) from N = 1 to the crossing."""
+    """Whether the truth is shorter than every rival (not one part, weights, nothing) from N = 1 to the crossing."""
     grid, totals = np.array(cell["grid"]), {k: np.array(v) for k, v in cell["totals"].items()}
     end = cell["crossing"]
     upto = grid <= max(grid[-1] if end is None else end, 1.0)

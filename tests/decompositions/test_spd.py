@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.decompositions.small_networks import Tied, TwoLayers, inputs, random_weights
 
 from decompositions.weights.batches import Rows, SparseUniform
 from decompositions.weights.factors import Factors
@@ -18,6 +17,7 @@ from decompositions.weights.masking import LEFTOVER, Attack, ascend, draw_source
 from decompositions.weights.spd import SPDSettings, start_parameters, train_spd
 from decompositions.weights.spd_losses import importance_at, losses
 from mdl.errors import DataError, ExplanationError
+from tests.decompositions.small_networks import Tied, TwoLayers, inputs, random_weights
 
 NETWORK = TwoLayers((4, 6, 3))
 SETTINGS = SPDSettings(
