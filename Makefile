@@ -10,7 +10,7 @@ export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 17179869184
 export MALLOC_TOP_PAD_ := 268435456
 
-.PHONY: demo verify test test-slow lint fuzz benchmark embedded study clean cheats
+.PHONY: demo verify test test-slow lint fuzz benchmark embedded study truth clean cheats
 
 demo: $(STAMP)
 	@if [ -e run ]; then echo "make demo writes into ./run, which exists: move it away first"; exit 1; fi
@@ -54,6 +54,11 @@ embedded: $(STAMP)
 # interrupted. STORIES="--stories DIR" adds a model of others.
 study: $(STAMP)
 	$(BIN)/python -m experiments.sae_vs_pca $(STORIES)
+
+# Does the score find the truth? Trains toy models whose parts are known, and scores the truth against its rivals on ten
+# seeds each: some two hours of processor time, which can be interrupted.
+truth: $(STAMP)
+	$(BIN)/python -m experiments.weight_truth.run
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -11,9 +11,10 @@ from estimators.fisher import Metric
 from estimators.prices import Prices
 from estimators.solver import LEAST_GAIN, Solution, Solver
 from mdl.errors import MessageError
+from mdl.models.vectors import Vectors
 from mdl.protocols import Explanation, Settings
 
-MOST_EVALUATIONS = 32  # of the probe data
+MOST_EVALUATIONS, MOST_OF_ROWS = 16, 40  # of the probe data: of a transformer, and of rows, which take no time
 FIRST_EXPONENTS = (-4, 0, 4)  # octaves of the step, which scales every precision, from where the search begins
 
 
@@ -32,7 +33,7 @@ class Search:
         """Bits a token at the horizon, of what the decoder returns."""
         key = (exponent, *sorted(knobs.items()))
         if key not in self.found:
-            if len(self.found) >= MOST_EVALUATIONS:
+            if len(self.found) >= (MOST_OF_ROWS if isinstance(self.bench.task.model, Vectors) else MOST_EVALUATIONS):
                 return math.inf
             step = self.start * 2.0**exponent
             settings = Settings(self.bench.horizon, step, self.metric.root, dict(knobs))

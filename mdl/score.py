@@ -68,12 +68,13 @@ def default_explanations(model: AnyModel, region_text: str) -> list[str]:
     """The yardsticks that make sense for the region, and the embedded SAEs or transcoders where it is theirs."""
     region = parse_region(region_text, model)
     if isinstance(model, Vectors):
-        return [YARDSTICK, f"pca:rank={max(1, model.site_width(VECTORS) // 8)}", "random-dictionary"]
+        known = [] if model.network is None else ["affine", "weights", "low-rank"]
+        return [YARDSTICK, f"pca:rank={max(1, model.site_width(VECTORS) // 8)}", "random-dictionary", *known]
     names = [YARDSTICK, "token-table"]
     if region.output == "logits":
-        return names
+        return [*names, "weights"] if isinstance(model, Model) else names
     if isinstance(model, Model):
-        names.append("token-pairs")
+        names += ["token-pairs", "weights"]
     if region.input != "tokens" or (isinstance(model, Model) and model.config.tied):
         names.append("affine")
     width = model.site_width(region.output)
