@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.decompositions.small_networks import Tied, TwoLayers, inputs, random_weights
 
 from decompositions.weights.apd import APDSettings, apd_losses, attributions, batch_top_k, minimality, start, train_apd
 from decompositions.weights.batches import SparseUniform
 from mdl.errors import ExplanationError
+from tests.decompositions.small_networks import Tied, TwoLayers, inputs, random_weights
 
 
 @pytest.mark.parametrize("network", [Tied(4, 3), TwoLayers((4, 6, 3))])

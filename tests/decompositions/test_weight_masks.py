@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.decompositions.small_networks import Tied, TwoLayers, inputs, random_weights
 
 from decompositions.weights.factors import Factors, ScalarGates, TensorFactors
 from decompositions.weights.masking import Attack
 from decompositions.weights.masks import Bench, adversarial, constant_masks, single_ablations, stochastic, under_masks
 from mdl.errors import ExplanationError
+from tests.decompositions.small_networks import Tied, TwoLayers, inputs, random_weights
 
 
 def constant_gates(value, count):
