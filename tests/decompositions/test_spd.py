@@ -178,9 +178,7 @@ def planted():
     """Two orthogonal mechanisms: one feature each."""
     network = Tied(2, 3)
     weights = {"W": np.asarray([[1.0, 0.5, 0.0], [-0.5, 1.0, 0.2]], np.float32), "b": np.zeros(2, np.float32)}
-    settings = SPDSettings(
-        (("W", 4),), 1200, rate=2e-2, gate_hidden=4, importance=1e-2, final_importance=1e-4, one_sided=True, chunk=300
-    )
+    settings = SPDSettings((("W", 4),), 1200, 2e-2, 4, importance=1e-2, one_sided=True, chunk=300)
     return network, weights, SparseUniform(2, 128, 0.3), settings
 
 
