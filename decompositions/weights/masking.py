@@ -124,7 +124,7 @@ def gate_inputs(parameters: Parameters, entering: Mapping[str, Array]) -> dict[s
 
 def masked_run(
     network: Network,
-    weights: Mapping[str, Weight],
+    weights: Mapping[str, Array],
     parameters: Parameters,
     masks: Masks,
     batch: tuple[Array | None, Array],

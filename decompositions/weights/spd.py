@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from decompositions.weights.batches import Batches
-from decompositions.weights.factors import Factors, ScalarGates, TensorFactors
+from decompositions.weights.factors import Factors, TensorFactors
 from decompositions.weights.gating import hard, initial_gates
 from decompositions.weights.masking import Parameters, TensorParameters, clean_pass, gate_inputs
 from decompositions.weights.spd_losses import LOSSES, SPDSettings, losses
@@ -287,8 +287,12 @@ def _numbered(parameters: Parameters, kept: Mapping[str, np.ndarray]) -> dict[st
     found, first = {}, 0
     for name, tensor in parameters.items():
         chosen = kept[name]
+<<<<<<< HEAD
         assert tensor.gates is not None
         gates = ScalarGates(*(np.asarray(a, np.float32)[chosen] for a in tensor.gates))
+=======
+        gates = None if tensor.gates is None else tensor.gates.numpy().rows(chosen)
+>>>>>>> spd
         ids = np.arange(first, first + len(chosen))
         found[name] = TensorFactors(
             np.asarray(tensor.inputs, np.float32)[chosen], np.asarray(tensor.outputs, np.float32)[chosen], ids, gates

@@ -72,7 +72,7 @@ class TorchStep:
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
-        return float(loss)
+        return loss.item()
 
 
 def seconds_a_step(run: Callable[[], object], steps: int) -> float:

@@ -1,9 +1,13 @@
+<<<<<<< HEAD
 """Stochastic parameter decomposition: losses against plain numpy, gradients, training, resuming, refusals."""
+=======
+"""Stochastic parameter decomposition: losses against plain numpy, where gradients flow, training, resuming."""
+>>>>>>> spd
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +21,10 @@ from decompositions.weights.masking import LEFTOVER, Attack, ascend, draw_source
 from decompositions.weights.spd import SPDSettings, start_parameters, train_spd
 from decompositions.weights.spd_losses import importance_at, losses
 from mdl.errors import DataError, ExplanationError
+<<<<<<< HEAD
+=======
+from mdl.models.operators import multiply
+>>>>>>> spd
 from tests.decompositions.small_networks import Tied, TwoLayers, inputs, random_weights
 
 NETWORK = TwoLayers((4, 6, 3))
@@ -177,9 +185,7 @@ def planted():
     """Two orthogonal mechanisms: one feature each."""
     network = Tied(2, 3)
     weights = {"W": np.asarray([[1.0, 0.5, 0.0], [-0.5, 1.0, 0.2]], np.float32), "b": np.zeros(2, np.float32)}
-    settings = SPDSettings(
-        (("W", 4),), 1200, rate=2e-2, gate_hidden=4, importance=1e-2, final_importance=1e-4, one_sided=True, chunk=300
-    )
+    settings = SPDSettings((("W", 4),), 1200, 2e-2, 4, importance=1e-2, one_sided=True, chunk=300)
     return network, weights, SparseUniform(2, 128, 0.3), settings
 
 
@@ -273,3 +279,44 @@ def test_rows_are_scored_positions():
     assert drawn.shape == (64, 1, 4)
     assert set(np.asarray(tokens).ravel()) == {1, 2, 5}
     np.testing.assert_array_equal(drawn[:, 0, 0], 4 * tokens[:, 0])
+
+
+@dataclass(frozen=True)
+class Superposed:
+    """relu((x W_in) W_out + b)."""
+
+    features: int
+    hidden: int
+
+    @property
+    def matrices(self):
+        return {"W_in": (self.features, self.hidden), "W_out": (self.hidden, self.features)}
+
+    @property
+    def tables(self):
+        return {}
+
+    @property
+    def vectors(self):
+        return {"b": self.features}
+
+    def run(self, weights, values, tokens):
+        return jax.nn.relu(multiply(multiply(values, weights["W_in"]), weights["W_out"]) + weights["b"])
+
+
+@pytest.mark.slow
+def test_five_features_in_two_channels_are_five_components():
+    """The pentagon that training finds: features at equal angles, of norm 1.13, with a bias of -0.245."""
+    angles = 2 * np.pi * np.arange(5) / 5 + 0.3
+    w = 1.13 * np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    weights = {"W_in": w, "W_out": np.ascontiguousarray(w.T), "b": np.full(5, -0.245, np.float32)}
+    settings = SPDSettings(
+        (("W_in", 20), ("W_out", 20)), 5000, 1e-2, 8, importance=3e-3, one_sided=True, start="inputs", chunk=1000
+    )
+    result = train_spd(Superposed(5, 2), weights, SparseUniform(5, 1024), settings, seed=1)
+    tensor = result.factors.tensors["W_in"]
+    rows = tensor.matrices(result.factors.n_components)[:5]
+    cosines = np.einsum("cfo,fo->cf", rows, w) / np.maximum(np.linalg.norm(rows, axis=2), 1e-9) / 1.13
+    assert len(tensor.component) == 5
+    assert cosines.max(0).mean() > 0.98
+    assert sorted(cosines.argmax(0)) == [0, 1, 2, 3, 4]
