@@ -17,7 +17,6 @@ from decompositions.token_effects import LARGEST_TOKEN, check_tokens, nested_eff
 from mdl.alphabets import NoAlphabet
 from mdl.errors import ExplanationError, MessageError
 from mdl.message import QuantisedArray, Section
-from mdl.models.vectors import VECTORS
 from mdl.protocols import Inputs, Sample, Settings
 from mdl.state import NoState, State
 from mdl.static_rows import metric_rows, predict_columns
@@ -240,7 +239,7 @@ class Affine:
     ridge: float = 1e-4
 
     def fit(self, task: Task) -> AffineExplanation:
-        if task.region.output == VECTORS:
+        if task.region.input == "nothing":
             raise ExplanationError("affine: nothing enters the region of rows of numbers, so there is nothing to map")
         if task.fit.inputs.values is None:
             raise ExplanationError(
