@@ -329,9 +329,10 @@ def _next_step(attempts: Sequence[Attempt], eps: float) -> float:
     brackets = [(a, b) for a, b in pairwise(ordered) if (a[1] > 0) != (b[1] > 0)]
     if not brackets:
         step, gap = points[-1]
-        # Where nearly all symbols are zero KL hardly depends on the step, and its slope leads nowhere.
-        least = math.log(2.0) if gap > 0 and _flat(attempts) else 0.0
-        return math.exp(step - min(max(gap / _kl_slope(attempts), least, -1.5), 1.5))
+        move = min(max(gap / _kl_slope(attempts), -1.5), 1.5)
+        if gap > 0 and _flat(attempts):  # nearly all symbols are zero: a slope leads nowhere
+            move = max(move, math.log(2.0))
+        return math.exp(step - move)
     (a, gap_a), (b, gap_b) = min(brackets, key=lambda pair: abs(pair[0][1]) + abs(pair[1][1]))
     share = min(max(gap_a / (gap_a - gap_b), 0.1), 0.9)
     return math.exp(a + share * (b - a))
