@@ -287,12 +287,7 @@ def _numbered(parameters: Parameters, kept: Mapping[str, np.ndarray]) -> dict[st
     found, first = {}, 0
     for name, tensor in parameters.items():
         chosen = kept[name]
-<<<<<<< HEAD
-        assert tensor.gates is not None
-        gates = ScalarGates(*(np.asarray(a, np.float32)[chosen] for a in tensor.gates))
-=======
         gates = None if tensor.gates is None else tensor.gates.numpy().rows(chosen)
->>>>>>> spd
         ids = np.arange(first, first + len(chosen))
         found[name] = TensorFactors(
             np.asarray(tensor.inputs, np.float32)[chosen], np.asarray(tensor.outputs, np.float32)[chosen], ids, gates

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Stochastic parameter decomposition: losses against plain numpy, gradients, training, resuming, refusals."""
-=======
 """Stochastic parameter decomposition: losses against plain numpy, where gradients flow, training, resuming."""
->>>>>>> spd
 
 from __future__ import annotations
 
@@ -21,10 +17,7 @@ from decompositions.weights.masking import LEFTOVER, Attack, ascend, draw_source
 from decompositions.weights.spd import SPDSettings, start_parameters, train_spd
 from decompositions.weights.spd_losses import importance_at, losses
 from mdl.errors import DataError, ExplanationError
-<<<<<<< HEAD
-=======
 from mdl.models.operators import multiply
->>>>>>> spd
 from tests.decompositions.small_networks import Tied, TwoLayers, inputs, random_weights
 
 NETWORK = TwoLayers((4, 6, 3))
