@@ -157,7 +157,9 @@ def _check_tensor(what: str, tensor: TensorFactors, shape: tuple[int, int]) -> N
             f"{what}: factors {found[0]} and {found[1]} for {count} component ids do not fit the matrix {shape}: "
             f"expected inputs {wanted[0]} and outputs {wanted[1]}. Are they transposed?"
         )
-    if count and tensor.component.min() < 0:
+    if not count:
+        raise ExplanationError(f"{what}: no component at all; leave the matrix out, and it is not decomposed")
+    if tensor.component.min() < 0:
         raise ExplanationError(f"{what}: a component id of {tensor.component.min()}; they are numbered from 0")
     for array in (tensor.inputs, tensor.outputs):
         if bad := int((~np.isfinite(array)).sum()):
