@@ -127,7 +127,8 @@ class Factors:
             raise ExplanationError(f"{path} is not a readable safetensors file ({error})") from error
         names = [key.removesuffix(".inputs") for key in arrays if key.endswith(".inputs")]
         wanted = {f"{n}.{part}" for n in names for part in ("inputs", "outputs", "component")}
-        strange = [key for key in arrays if key not in wanted and ".gate." not in key]
+        gates = {f"{n}.gate.{key}" for n in names for key in GATE_ARRAYS}
+        strange = [key for key in arrays if key not in wanted | gates]
         if not names or wanted - set(arrays) or strange:
             lacking = ", ".join(sorted(wanted - set(arrays))[:3]) or "no array 'MATRIX.inputs'"
             raise ExplanationError(
