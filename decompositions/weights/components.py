@@ -75,8 +75,8 @@ class Components:
             raise ExplanationError(f"{factors.name} comes without gates: gates=program has nothing to run")
         if self.gates == "program" and (several := _of_several_terms(factors)):
             raise ExplanationError(
-                f"{factors.name}: components {several[:5]} have several terms in one matrix. With gates=program each has "
-                "one, whose gate reads its V: number them one by one, or take gates=indices."
+                f"{factors.name}: components {several[:5]} have several terms in one matrix. With gates=program each "
+                "has one, whose gate reads its V: number them one by one, or take gates=indices."
             )
         searched = self.gates == "indices" and not factors.gated
         if searched and (task.fit.inputs.tokens.shape[1] > 1 or factors.n_components > SEARCH_COMPONENTS):

@@ -41,6 +41,13 @@ def test_the_noise_is_a_share_of_all_variance() -> None:
     assert Vectors.of(rows.rows).tolerating(0.04).noise == pytest.approx(noisy.noise)
 
 
+def test_rows_at_another_tolerance_are_another_model() -> None:
+    """Else totals under behaviour that mean different things would stand in one table."""
+    prints = {model.fingerprint for model in (toy(), toy().tolerating(0.01), toy().tolerating(0.02))}
+    assert len(prints) == 3
+    assert toy().tolerating(0.01).fingerprint == toy().tolerating(0.01).fingerprint
+
+
 def test_what_behaves() -> None:
     assert not toy().behaves
     assert toy().tolerating(0.01).behaves

@@ -69,7 +69,10 @@ BAD: dict[str, tuple[Factors, str]] = {
     "one id too few": (neurons(component=np.arange(5)), "for 5 component ids do not fit"),
     "ids in a column": (neurons(component=np.arange(6)[:, None]), "do not fit the matrix"),
     "ids with gaps": (neurons(component=np.array([0, 1, 2, 3, 4, 9])), "run to 9, but 3 of them have no part"),
-    "a negative id": (neurons(component=np.array([0, 1, 2, 3, 4, -1])), "a component id of -1; they are numbered from 0"),
+    "a negative id": (
+        neurons(component=np.array([0, 1, 2, 3, 4, -1])),
+        "a component id of -1; they are numbered",
+    ),
     "NaN": (neurons(inputs=one_bad(np.nan)), "W_in: 1 of 24 numbers are NaN or infinite"),
     "infinite": (neurons(inputs=one_bad(np.inf)), "W_in: 1 of 24 numbers are NaN or infinite"),
     "gates of other sizes": (neurons(gates=random_gates(5)), "gates that read one scalar of one token"),
@@ -98,7 +101,7 @@ def test_factors_that_do_not_fit(what: str, task: Task) -> None:
 
 def test_components_that_claim_to_sum_to_the_weights(task: Task) -> None:
     half = neurons(outputs=0.5 * W_IN.outputs)
-    with pytest.raises(ExplanationError, match=r"said to sum to the weights, but W_in lacks 50 % of its norm .*at most"):
+    with pytest.raises(ExplanationError, match=r"to sum to the weights, but W_in lacks 50 % of its norm .*at most"):
         Components(object=half, exact=True).fit(task)
     assert Components(object=neurons(), exact=True).fit(task).notes == ()
     note = "components lack 50 % of the norm of a matrix; {}"

@@ -228,7 +228,9 @@ def test_gates_see_their_own_token(region: Task) -> None:
     tokens, place = np.zeros((3, 8), np.int32), 4
     changed = rng.normal(size=values.shape).astype(np.float32)
     changed[:, place] = values[:, place]
-    seen = [run_masked(network, matrices, others, None, jnp.asarray(v), jnp.asarray(tokens))[1] for v in (values, changed)]
+    seen = [
+        run_masked(network, matrices, others, None, jnp.asarray(v), jnp.asarray(tokens))[1] for v in (values, changed)
+    ]
     for name in [n for n in network.matrices if n.rpartition(".")[2] in ("W_Q", "W_K", "W_V", "W_in")][:3]:
         first, second = (np.asarray(s[name]) for s in seen)
         if name.endswith("W_in") and region.region.name.startswith("upstream"):

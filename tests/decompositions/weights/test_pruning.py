@@ -67,13 +67,13 @@ def test_which_layers_have_neurons(tiny_model: Model, tiny_data: Dataset) -> Non
     assert mlps(Superposition(5, 2)) == []
     task = build_task(tiny_model, "upstream of blocks.1.hook_resid_mid", tiny_data, no_progress)
     (found,) = mlps(task.fit.inputs.network)  # of block 0: attention has none
-    assert found == MLP(
-        ("blocks.0.mlp.W_in",), ("blocks.0.mlp.b_in",), "blocks.0.mlp.W_out", "blocks.0.mlp.b_out"
-    )
+    assert found == MLP(("blocks.0.mlp.W_in",), ("blocks.0.mlp.b_in",), "blocks.0.mlp.W_out", "blocks.0.mlp.b_out")
 
 
 @pytest.mark.parametrize("refit", [False, True])
-def test_what_is_gone_is_zero_and_its_mean_is_in_the_bias(source: MeasuredCurvature, hidden: np.ndarray, refit: bool) -> None:
+def test_what_is_gone_is_zero_and_its_mean_is_in_the_bias(
+    source: MeasuredCurvature, hidden: np.ndarray, refit: bool
+) -> None:
     weights = changed(source, 0.5, refit)
     gone = ~weights["W_out"].any(1)
     assert gone.sum() == 6
@@ -100,7 +100,7 @@ def test_the_others_take_over_what_least_squares_says(source: MeasuredCurvature,
 
 @pytest.mark.parametrize("share", [0.75, 0.5, 0.25])
 def test_refitting_beats_mean_ablation(source: MeasuredCurvature, share: float) -> None:
-    errors = [mean_error(source, changed(source: MeasuredCurvature, share, refit)) for refit in (True, False)]
+    errors = [mean_error(source, changed(source, share, refit)) for refit in (True, False)]
     assert errors[0] < errors[1]
 
 

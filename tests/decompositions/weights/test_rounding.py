@@ -93,7 +93,10 @@ def test_steps_follow_the_curvature() -> None:
     """Inputs twice as large, or a metric that weighs errors twice: steps half as large."""
     matrix, base = np.random.default_rng(6).normal(size=(ROWS, COLUMNS)), curvature_of(6)
     for rounder in (round_to_nearest, round_matrix):
-        for finer in (Curvature(16 * base.inputs, base.outputs.copy()), Curvature(base.inputs.copy(), 16 * base.outputs)):
+        for finer in (
+            Curvature(16 * base.inputs, base.outputs.copy()),
+            Curvature(base.inputs.copy(), 16 * base.outputs),
+        ):
             errors = [np.abs(rounder(matrix, c, settings(2.0)).values() - matrix).mean() for c in (base, finer)]
             assert errors[0] / errors[1] == pytest.approx(4, rel=0.2)
 
@@ -129,7 +132,7 @@ def test_what_is_not_finite_is_refused(rounder, bad: float) -> None:
 
 
 def test_steps_beyond_all_precision_are_refused() -> None:
-    with pytest.raises(MessageError, match="far more steps than float32 resolves|more than 2\\^60"):
+    with pytest.raises(MessageError, match=r"far more steps than float32 resolves|more than 2\^60"):
         round_matrix(np.ones((ROWS, COLUMNS)), curvature_of(0), settings(1e-20))
 
 

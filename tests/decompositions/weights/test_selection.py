@@ -144,9 +144,10 @@ def test_the_sender_chooses_by_what_it_pays(toy: Task) -> None:
     prices = explanation._packing(alone).prices(alone)
     found = bits_of(decoder, toy, chosen.touched().toarray(), alone.root, None, prices)
     for subset in SUBSETS:
-        assert found.mean() <= bits_of(
-            decoder, toy, np.broadcast_to(subset, (len(found), 4)), alone.root, None, prices
-        ).mean()
+        assert (
+            found.mean()
+            <= bits_of(decoder, toy, np.broadcast_to(subset, (len(found), 4)), alone.root, None, prices).mean()
+        )
 
 
 def test_a_superpositions_truth_is_chosen() -> None:

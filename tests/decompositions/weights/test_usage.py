@@ -10,7 +10,7 @@ from decompositions.weights.factors import Factors
 from decompositions.weights.packing import Scaled, Slots
 from decompositions.weights.parts import merged
 from decompositions.weights.truths import gated_truth
-from decompositions.weights.usage import Usage, activations, importances
+from decompositions.weights.usage import MatrixUse, Usage, activations, importances
 from mdl.message import QuantisedArray, encode_message
 from mdl.models import Vectors
 from mdl.protocols import Settings
@@ -103,14 +103,16 @@ def test_factors_are_scaled_against_each_other_and_multiply_to_the_same(task: Ta
             np.testing.assert_allclose(
                 np.outer(scaled.inputs[s], scaled.outputs[s]), np.outer(tensor.inputs[s], tensor.outputs[s]), atol=1e-6
             )
-        again = Scaled.of(type(tensor)(8 * tensor.inputs, tensor.outputs / 8, tensor.component), use_of(use, 64), curvature)
+        again = Scaled.of(
+            type(tensor)(8 * tensor.inputs, tensor.outputs / 8, tensor.component), use_of(use, 64), curvature
+        )
         np.testing.assert_allclose(again.inputs, scaled.inputs, rtol=1e-6)  # units of the factors do not matter
         np.testing.assert_allclose(again.energy, scaled.energy, rtol=1e-6)
 
 
-def use_of(use, factor: float):
+def use_of(use: MatrixUse, factor: float) -> MatrixUse:
     """The same use of factors V in units so many times larger, squared."""
-    return type(use)(use.energy * factor, use.spread, use.size)
+    return MatrixUse(use.energy * factor, use.spread, use.size)
 
 
 def test_units_of_the_factors_change_no_bit_and_no_prediction(task: Task) -> None:
