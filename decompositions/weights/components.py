@@ -75,6 +75,11 @@ class Components:
             )
         if self.gates == "program" and not factors.gated:
             raise ExplanationError(f"{factors.name} comes without gates: gates=program has nothing to run")
+        if self.gates == "program" and (several := _of_several_terms(factors)):
+            raise ExplanationError(
+                f"{factors.name}: components {several[:5]} have several terms in one matrix. With gates=program each "
+                "has one, whose gate reads its V: number them one by one, or take gates=indices."
+            )
         searched = self.gates == "indices" and not factors.gated
         if searched and (task.fit.inputs.tokens.shape[1] > 1 or factors.n_components > SEARCH_COMPONENTS):
             raise ExplanationError(
@@ -110,6 +115,12 @@ def _lacking(factors: Factors, weights: Mapping[str, np.ndarray]) -> dict[str, f
     """|W - sum| / |W| of every decomposed matrix."""
     left = factors.leftover(weights)
     return {name: _norm(a) / max(_norm(weights[name]), 1e-30) for name, a in left.items()}
+
+
+def _of_several_terms(factors: Factors) -> list[int]:
+    """Components with more than one subcomponent in a matrix."""
+    counts = [np.bincount(t.component, minlength=factors.n_components) for t in factors.tensors.values()]
+    return [int(c) for c in np.flatnonzero(np.max(counts, 0) > 1)]
 
 
 def _norm(array: np.ndarray) -> float:

@@ -127,7 +127,8 @@ class Factors:
             raise ExplanationError(f"{path} is not a readable safetensors file ({error})") from error
         names = [key.removesuffix(".inputs") for key in arrays if key.endswith(".inputs")]
         wanted = {f"{n}.{part}" for n in names for part in ("inputs", "outputs", "component")}
-        strange = [key for key in arrays if key not in wanted and ".gate." not in key]
+        gates = {f"{n}.gate.{key}" for n in names for key in GATE_ARRAYS}
+        strange = [key for key in arrays if key not in wanted | gates]
         if not names or wanted - set(arrays) or strange:
             lacking = ", ".join(sorted(wanted - set(arrays))[:3]) or "no array 'MATRIX.inputs'"
             raise ExplanationError(
@@ -157,7 +158,9 @@ def _check_tensor(what: str, tensor: TensorFactors, shape: tuple[int, int]) -> N
             f"{what}: factors {found[0]} and {found[1]} for {count} component ids do not fit the matrix {shape}: "
             f"expected inputs {wanted[0]} and outputs {wanted[1]}. Are they transposed?"
         )
-    if count and tensor.component.min() < 0:
+    if not count:
+        raise ExplanationError(f"{what}: no component at all; leave the matrix out, and it is not decomposed")
+    if tensor.component.min() < 0:
         raise ExplanationError(f"{what}: a component id of {tensor.component.min()}; they are numbered from 0")
     for array in (tensor.inputs, tensor.outputs):
         if bad := int((~np.isfinite(array)).sum()):

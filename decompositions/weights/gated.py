@@ -69,13 +69,15 @@ class Matrix:
     """One matrix as the receiver has it; what it lacks is None.
 
     **Arguments:** `rest` [d_in, d_out]; `terms` [C, terms, d_in + d_out]: V and U of each term of rank one; `own`
-    [C, d_in * d_out]; `gates`: four arrays as `ScalarGates` has them, [C, hidden] and the last [C, 1].
+    [C, d_in * d_out]; `gates`: four arrays as `ScalarGates` has them, [C, hidden] and the last [C, 1]; `read`: how many
+    numbers of V every token needs, which under gates is all of it.
     """
 
     rest: np.ndarray | None
     terms: np.ndarray | None
     own: np.ndarray | None
     gates: tuple[np.ndarray, ...] | None
+    read: int = 0
 
     def arrays(self, name: str, shape: tuple[int, int], components: int) -> dict[str, Any]:
         """What an operator is made of. **Raises:** `MessageError` where it is no [d_in, d_out] matrix."""
@@ -99,9 +101,10 @@ class Matrix:
             found["own"] = jnp.asarray(self.own.reshape(count, rows, columns))
         if self.gates is not None:
             hidden = self.gates[0].shape[1]
-            if [g.shape for g in self.gates] != [(count, hidden)] * 3 + [(count, 1)]:
+            if [g.shape for g in self.gates] != [(count, hidden)] * 3 + [(count, 1)] or self.read != rows:
                 raise MessageError(
-                    f"'{KIND}': {name} has gates of {[g.shape for g in self.gates]} for {count} components"
+                    f"'{KIND}': {name} has gates of {[g.shape for g in self.gates]} that read {self.read} numbers, for "
+                    f"{count} components and {rows} inputs"
                 )
             found["gates"] = tuple(jnp.asarray(g) for g in (*self.gates[:3], self.gates[3][:, 0]))
         return found
@@ -186,7 +189,7 @@ class GatedDecoder:
         if not section.header:
             raise MessageError(f"'{KIND}': no layout")
         layout = Layout.read(section.header[0])
-        if section.n_parts != layout.components and section.parts:
+        if section.n_parts != layout.components:
             raise MessageError(f"'{KIND}': {section.n_parts} parts for {layout.components} components")
         header, parts = list(section.header[1:]), list(section.parts)
         matrices = tuple(_read_matrix(layout, fields, header, parts) for fields in layout.matrices.tolist())
@@ -256,10 +259,21 @@ class GatedDecoder:
 
 
 def dense_mask(state: SparseState, inputs: Inputs) -> np.ndarray:
-    """Which components are on, float32 [sequences, positions, C]; at positions that are not scored, all are."""
-    mask = np.ones((*inputs.tokens.shape, state.n_parts), np.float32)
+    """Which components are on, float32 [sequences, positions, C]; at positions that are not scored, those of the next
+    that is."""
+    mask = np.zeros((*inputs.tokens.shape, state.n_parts), np.float32)
     mask[inputs.scored] = state.touched().toarray()
-    return mask
+    return np.asarray(np.take_along_axis(mask, next_scored(inputs.scored)[..., None], 1))
+
+
+def next_scored(scored: np.ndarray) -> np.ndarray:
+    """The first scored position from each on, in its sequence, [sequences, positions]; the last where there is none.
+
+    What is on at a position that is not scored is that token's: the first to see it, and the one that pays.
+    """
+    last = scored.shape[1] - 1
+    place = np.where(scored, np.arange(last + 1), last)
+    return np.asarray(np.minimum.accumulate(place[:, ::-1], 1)[:, ::-1])
 
 
 def _stride(inputs: Inputs) -> int:
@@ -268,9 +282,14 @@ def _stride(inputs: Inputs) -> int:
 
 
 def _any_open(gates: Mapping[str, Any], batch: Inputs, components: int) -> np.ndarray:
-    found = np.zeros((batch.n_tokens, components), bool)
+    """Which components a token needs, [n, C]: of any matrix, and at the positions before it that are not scored."""
+    opened = np.zeros((*batch.tokens.shape, components), bool)
     for values in gates.values():
-        found |= np.asarray(values)[batch.scored] > 0
+        opened |= np.asarray(values) > 0
+    found = opened[batch.scored]
+    owner = np.take_along_axis(batch.numbers(), next_scored(batch.scored), 1)
+    seen = ~batch.scored & (owner >= 0)
+    np.logical_or.at(found, owner[seen], opened[seen])
     return found
 
 
@@ -280,8 +299,8 @@ def _read_matrix(
     """One matrix from the arrays that come next. **Raises:** `MessageError` if there are too few."""
     has_rest, terms, has_own = fields
     gated = layout.mode == PROGRAM and terms > 0
-    if gated and terms > 1:
-        raise MessageError(f"'{KIND}': gates of components of {terms} terms; they read one scalar each")
+    if layout.mode == PROGRAM and (terms > 1 or has_own):
+        raise MessageError(f"'{KIND}': under gates a component is one term V U^T, of which V is read; not {fields}")
     if not (has_rest or terms or has_own):
         raise MessageError(f"'{KIND}': a matrix without a rest and without components")
     try:
@@ -294,6 +313,6 @@ def _read_matrix(
         raise MessageError(f"'{KIND}': fewer arrays than the layout {layout.matrices.tolist()} asks for") from None
     if len({a.shape for a in found}) > 1 or (read is not None and len(read) != len(found[0])):
         raise MessageError(f"'{KIND}': terms of the shapes {[a.shape for a in found]} do not fit together")
-    if read is not None:
-        found = [np.concatenate([read, found[0]], 1)]
-    return Matrix(rest, np.stack(found, 1) if found else None, own, gates)
+    if read is None:
+        return Matrix(rest, np.stack(found, 1) if found else None, own, None)
+    return Matrix(rest, np.concatenate([read, found[0]], 1)[:, None], own, gates, read.shape[1])

@@ -164,7 +164,8 @@ class Vectors:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of shape and bytes; of a network's rows, of all that they are computed from instead."""
+        """SHA-256 (hex) of shape and bytes, and of noise if there is any; of a network's rows, of all that they are
+        computed from instead."""
         digest = hashlib.sha256(f"vectors {self.rows.shape}\n".encode())
         if self.inputs is None:
             digest.update(self.rows.tobytes())
@@ -174,6 +175,8 @@ class Vectors:
             )
         for key, weight in sorted((self.weights or {}).items()):
             digest.update(f"{key} {weight.shape}\n".encode() + weight.tobytes())
+        if self.noise is not None:
+            digest.update(f"noise {self.noise!r}\n".encode())
         return digest.hexdigest()
 
     @property
