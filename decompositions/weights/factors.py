@@ -129,6 +129,12 @@ class Factors:
         wanted = {f"{n}.{part}" for n in names for part in ("inputs", "outputs", "component")}
         gates = {f"{n}.gate.{key}" for n in names for key in GATE_ARRAYS}
         strange = [key for key in arrays if key not in wanted | gates]
+        if others := [key for key in strange if ".gate." in key]:
+            raise ExplanationError(
+                f"{path} holds gates of another kind ({', '.join(others[:3])}). A gate that a receiver runs reads one "
+                "scalar of one token, so that it cannot see later ones (a bidirectional gate leaks the future). Leave "
+                "the gates out and let the sender list what is on (gates=indices), or fit gates of this kind."
+            )
         if not names or wanted - set(arrays) or strange:
             lacking = ", ".join(sorted(wanted - set(arrays))[:3]) or "no array 'MATRIX.inputs'"
             raise ExplanationError(
