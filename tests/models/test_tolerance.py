@@ -75,7 +75,7 @@ def test_the_mean_leaves_half_a_nat_over_the_tolerance() -> None:
     model = toy().tolerating(0.01)
     task = build_task(model, "vectors", from_rows(model.first_equal, None, 0, "toy"), lambda *_: None)
     bench = Bench(task, 1e4)
-    assert bench.null_kl == pytest.approx(1 / (2 * 0.01 * math.log(2)), rel=0.25)  # on other rows
+    assert bench.null_kl == pytest.approx(1 / (2 * 0.01 * math.log(2)), rel=0.4)  # on other rows
     outputs, error = bench.held_out.sample.outputs, np.array([0.3, -0.2, 0.1])
     damage = bench.measure(bench.held_out, outputs + error, np.zeros((0, 3)))
     assert model.noise is not None

@@ -41,7 +41,7 @@ def jacobian(network: Any, weights: dict, inputs: Inputs, name: str) -> np.ndarr
         own = {**{n: jnp.asarray(w) for n, w in weights.items()}, name: weight}
         return network.run(own, jnp.asarray(inputs.values), jnp.asarray(inputs.tokens))
 
-    found = np.asarray(jax.jacobian(outputs)(jnp.asarray(weights[name])), np.float64)
+    found = np.asarray(jax.jacfwd(outputs)(jnp.asarray(weights[name])), np.float64)
     return found.reshape(inputs.n_tokens, -1, *weights[name].shape)
 
 
@@ -88,7 +88,7 @@ def test_of_tables_and_vectors_it_is_the_expected_squared_derivative(name: str) 
     network = TwoLayers()
     weights, inputs = random_weights(network), random_inputs(network, 12, 2, ids=3)
     root = np.diag([1.0, 0.5, 2.0])
-    means = [measure(network, weights, inputs, root, seed).others[name] for seed in range(300)]
+    means = [measure(network, weights, inputs, root, seed).others[name] for seed in range(200)]
     squares = np.square(jacobian(network, weights, inputs, name))
     wanted = np.tensordot(np.square(np.diag(root)), squares.sum(0), 1) / inputs.n_tokens
     assert means[0].shape == weights[name].shape
@@ -120,7 +120,8 @@ def test_of_a_matrix_that_is_used_twice_it_keeps_both_marginals() -> None:
 def test_of_a_transformers_region_it_foretells_what_an_error_does(
     region: str, tiny_model: Model, tiny_data: Dataset
 ) -> None:
-    """For small random errors in one matrix at a time, within a factor of two: tokens do not err independently."""
+    """For small random errors in one matrix at a time, up to a factor: tokens are held to err independently, and what
+    attention adds up of them does not."""
     task = build_task(tiny_model, region, tiny_data, no_progress).for_fitting()
     source, root = MeasuredCurvature.of(task), np.eye(task.width)
     found = source.under(root)
@@ -133,7 +134,7 @@ def test_of_a_transformers_region_it_foretells_what_an_error_does(
         changed = {**source.weights, name: (weight + error).astype(np.float32)}
         after = evaluate(source.network, changed, source.inputs)
         measured = np.square(after - evaluate(source.network, source.weights, source.inputs)).sum(1).mean()
-        assert 0.5 < predicted(curvature, error) / measured < 2.0, name
+        assert 0.2 < predicted(curvature, error) / measured < 2.0, name
     for name, sensitivity in found.others.items():
         assert sensitivity.shape == source.weights[name].shape
         assert (sensitivity >= 0).all()

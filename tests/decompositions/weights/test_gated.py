@@ -117,7 +117,7 @@ def check_masks(task: Task, factors: Factors, leftover: str) -> GatedDecoder:
 
 @pytest.mark.parametrize("leftover", ["drop", "send"])
 def test_terms_and_whole_matrices_under_a_mask(wide: Task, leftover: str) -> None:
-    decoder = check_masks(wide, random_factors(WIDE, IDS), leftover)
+    decoder = check_masks(wide, random_factors(WIDE, IDS, gated=True), leftover)
     first, second = decoder.matrices
     assert first.terms is not None
     assert first.terms.shape == (4, 3, 18)  # three at most
@@ -130,9 +130,9 @@ def test_terms_and_whole_matrices_under_a_mask(wide: Task, leftover: str) -> Non
 
 def test_a_matrix_that_is_used_both_ways_is_masked_both_ways(tied: Task) -> None:
     network = Superposition(5, 2)
-    decoder = check_masks(tied, random_factors(network, {"W": [0, 1, 2]}), "send")
+    decoder = check_masks(tied, random_factors(network, {"W": [0, 1, 2]}, gated=True), "send")
     assert decoder.matrices[0].own is None
-    decoder = check_masks(tied, random_factors(network, {"W": [0, 1, 1, 1, 2]}), "drop")
+    decoder = check_masks(tied, random_factors(network, {"W": [0, 1, 1, 1, 2]}, gated=True), "drop")
     assert decoder.matrices[0].own is not None
 
 
@@ -148,7 +148,7 @@ def test_the_whole_matrix_as_one_part_is_sent_as_it_is(tied: Task) -> None:
 
 
 def test_matrices_that_are_not_decomposed_are_always_there(wide: Task) -> None:
-    decoder = check_masks(wide, random_factors(WIDE, {"W_out": IDS["W_out"]}), "drop")
+    decoder = check_masks(wide, random_factors(WIDE, {"W_out": IDS["W_out"]}, gated=True), "drop")
     assert decoder.matrices[0].rest is not None
     assert decoder.matrices[0].terms is None
 
@@ -233,8 +233,6 @@ def test_gates_see_their_own_token(region: Task) -> None:
     ]
     for name in [n for n in network.matrices if n.rpartition(".")[2] in ("W_Q", "W_K", "W_V", "W_in")][:3]:
         first, second = (np.asarray(s[name]) for s in seen)
-        if name.endswith("W_in") and region.region.name.startswith("upstream"):
-            continue  # behind attention
         np.testing.assert_allclose(first[:, place], second[:, place], atol=1e-6)
         assert not np.allclose(first[:, place - 1], second[:, place - 1])
 
@@ -255,7 +253,7 @@ def test_so_does_one_of_a_toy(wide: Task) -> None:
     inputs = wide.fit.inputs
     for gates in ("indices", "program", "static"):
         ids = IDS if gates == "indices" else {"W_in": [0, 1, 2], "W_out": [1, 2, 3]}
-        factors = random_factors(WIDE, ids, gated=gates == "program")
+        factors = random_factors(WIDE, ids, gated=True)
         explanation = Components(object=factors, gates=gates).fit(wide)
         section = explanation.section(settings_of(explanation, wide, 0.1))
         mask = np.random.default_rng(1).random((inputs.n_tokens, 4)) < [0.01, 0.1, 0.5, 1.0]
@@ -285,7 +283,7 @@ def test_many_sequences_are_run_in_pieces(region: Task, monkeypatch: pytest.Monk
 
 
 def test_floating_point_operations(wide: Task) -> None:
-    decoder, inputs = sent(wide, random_factors(WIDE, IDS), leftover="send"), wide.fit.inputs
+    decoder, inputs = sent(wide, random_factors(WIDE, IDS, gated=True), leftover="send"), wide.fit.inputs
     mask = np.zeros((inputs.n_tokens, 4), bool)
     rest, parts = 80 + 60, 4 * (3 * 18 + 80) + 4 * 2 * 16
     assert decoder.flops_per_token(inputs, state_of(mask)) == pytest.approx(2 * rest)

@@ -40,7 +40,7 @@ def task() -> Task:
 @pytest.fixture(scope="module")
 def listed(task: Task) -> Section:
     """Header: layout, rest of W_in, rest of W_out, T, b_in, b_out. Parts: two terms and a matrix of W_in, two terms."""
-    explanation = Components(object=random_factors(WIDE, IDS), gates="indices", leftover="send").fit(task)
+    explanation = Components(object=random_factors(WIDE, IDS, gated=True), gates="indices", leftover="send").fit(task)
     return through_bytes(explanation.section(settings_of(explanation, task, 0.1)))
 
 
@@ -65,14 +65,20 @@ def without_part(place: int) -> Damage:
     return lambda s: replace(s, parts=s.parts[:place] + s.parts[place + 1 :])
 
 
+def put(arrays: tuple[QuantisedArray, ...], place: int, array: QuantisedArray) -> tuple[QuantisedArray, ...]:
+    changed = [*arrays]
+    changed[place] = array
+    return tuple(changed)
+
+
 def other(place: int, *shape: int) -> Damage:
     array = QuantisedArray.from_values(np.ones(shape), 0.5)
-    return lambda s: replace(s, header=(*s.header[:place], array, *s.header[place + 1 :]))
+    return lambda s: replace(s, header=put(s.header, place, array))
 
 
 def other_part(place: int, *shape: int) -> Damage:
     array = QuantisedArray.from_values(np.ones(shape), 0.5)
-    return lambda s: replace(s, parts=(*s.parts[:place], array, *s.parts[place + 1 :]))
+    return lambda s: replace(s, parts=put(s.parts, place, array))
 
 
 def layout(*integers: int) -> Damage:

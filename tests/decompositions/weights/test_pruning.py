@@ -124,7 +124,7 @@ def test_the_first_to_go_costs_least_a_bit_saved(source: MeasuredCurvature, hidd
 def test_neurons_that_never_fire_go_first() -> None:
     network, weights = NETWORK, random_weights(NETWORK)
     weights["b_in"][[2, 7]] = -100.0
-    weights["W_out"][[2, 7]] = 50.0
+    weights["W_out"][[2, 7]] = 5.0
     task = task_of(Vectors.computed(network, weights, random_inputs(network, 300).scored_values(), "dead"))
     source = MeasuredCurvature.of(task)
     found = changed(source, 10 / 12, refit=True)

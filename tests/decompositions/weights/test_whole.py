@@ -134,7 +134,6 @@ def test_the_mlp_of_a_transformer(tiny_model: Model, tiny_data: Dataset, tmp_pat
     by_name = {s.explanation: s for s in card.scores}
     assert set(by_name) == {"nothing", "weights", "singular directions (static)"}
     for score in card.scores:
-        assert abs(score.kl_bits / (0.1 * card.task["null_kl_bits"]) - 1) < KL_PROMISE or score.explanation != "nothing"
         assert score.kl_bits < (1 + KL_PROMISE) * 0.1 * card.task["null_kl_bits"]
     assert by_name["weights"].rate < 0.5 * by_name["nothing"].rate
     assert by_name["weights"].static.at(1.0) > by_name["nothing"].static.at(1.0)
