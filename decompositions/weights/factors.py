@@ -99,6 +99,8 @@ class Factors:
             _check_tensor(f"{self.name}: {name}", tensor, network.matrices[name])
         if not self.tensors:
             raise ExplanationError(f"{self.name} decomposes no matrix")
+        if not self.n_components:
+            raise ExplanationError(f"{self.name} has no component in any matrix")
         used = np.concatenate([t.component for t in self.tensors.values()])
         if missing := int(self.n_components - len(np.unique(used))):
             raise ExplanationError(
@@ -164,9 +166,7 @@ def _check_tensor(what: str, tensor: TensorFactors, shape: tuple[int, int]) -> N
             f"{what}: factors {found[0]} and {found[1]} for {count} component ids do not fit the matrix {shape}: "
             f"expected inputs {wanted[0]} and outputs {wanted[1]}. Are they transposed?"
         )
-    if not count:
-        raise ExplanationError(f"{what}: no component at all; leave the matrix out, and it is not decomposed")
-    if tensor.component.min() < 0:
+    if count and tensor.component.min() < 0:
         raise ExplanationError(f"{what}: a component id of {tensor.component.min()}; they are numbered from 0")
     for array in (tensor.inputs, tensor.outputs):
         if bad := int((~np.isfinite(array)).sum()):

@@ -104,9 +104,11 @@ class Packing:
 
     @cached_property
     def left(self) -> dict[str, np.ndarray]:
-        """Matrices that every token needs: those not decomposed and, if it is sent, what components lack."""
+        """Matrices that every token needs: those not decomposed and, if it is sent, what components lack; zeros where
+        no component has a part."""
         found = {name: self.weights[name] for name in self.network.matrices if name not in self.factors.tensors}
-        return {**found, **(self.factors.leftover(self.weights) if self.rest else {})}
+        empty = {n: np.zeros(self.network.matrices[n]) for n, t in self.factors.tensors.items() if not len(t.component)}
+        return {**found, **empty, **(self.factors.leftover(self.weights) if self.rest else {})}
 
     def section(self, settings: Settings) -> Section:
         """The layout, header arrays and parts that `GatedDecoder` reads."""
@@ -115,9 +117,9 @@ class Packing:
         fields = []
         for name in self.network.matrices:
             if name in self.left:
-                header.append(round_matrix(self.left[name], self.curvature.matrices[name], settings))
+                header.append(_rest(self.left[name], self.curvature.matrices[name], settings))
             terms, own = 0, False
-            if name in self.factors.tensors:
+            if name in self.factors.tensors and len(self.factors.tensors[name].component):
                 terms, own = self._components(name, settings, header, parts)
             fields.append([int(name in self.left), terms, int(own)])
         for name in (*self.network.tables, *self.network.vectors):
@@ -188,6 +190,11 @@ class Packing:
             if rest:
                 matrices[name]["rest"] = jnp.asarray(left[name], jnp.float32)
         return matrices, {n: jnp.asarray(weights[n]) for n in (*network.tables, *network.vectors)}
+
+
+def _rest(matrix: np.ndarray, curvature: Curvature, settings: Settings) -> QuantisedArray:
+    """A matrix that every token needs; zeros are sent as such."""
+    return round_matrix(matrix, curvature, settings) if matrix.any() else QuantisedArray.from_values(matrix, 1.0)
 
 
 def _rows(

@@ -86,8 +86,8 @@ BAD: dict[str, tuple[Factors, str]] = {
     ),
     "no matrix": (Factors({}, "mine"), "mine decomposes no matrix"),
     "no component": (
-        neurons(inputs=np.zeros((0, 4)), outputs=np.zeros((0, 6)), component=np.zeros(0, np.int64)),
-        "no component at all; leave the matrix out",
+        random_factors(NETWORK, {"W_in": [], "W_out": []}),
+        "random has no component in any matrix",
     ),
 }
 
@@ -176,6 +176,19 @@ def test_what_components_lack_is_sent_or_dropped(task: Task) -> None:
         found[leftover] = received(explanation, task, settings_of(explanation, task, 1e-4))[2]
     assert closest(found["send"], task.fit.outputs) < 5e-3
     assert closest(found["drop"], task.fit.outputs) > 0.1
+
+
+@pytest.mark.parametrize("gates", ["indices", "program", "static"])
+@pytest.mark.parametrize("leftover", ["drop", "send"])
+def test_a_matrix_in_which_no_component_has_a_part(gates: str, leftover: str, task: Task) -> None:
+    """As training leaves it where nothing is alive: zeros, or all of it as what is left over."""
+    factors = random_factors(NETWORK, {"W_in": [], "W_out": [0, 1, 2]}, gated=True)
+    explanation = Components(object=factors, gates=gates, leftover=leftover).fit(task)
+    decoder, _, found = received(explanation, task, settings_of(explanation, task, 1e-3))
+    (rest, _) = (m.rest for m in decoder.matrices)
+    wanted = random_weights(NETWORK)["W_in"] * (leftover == "send")
+    np.testing.assert_allclose(rest, wanted, atol=0.01)
+    assert np.isfinite(found).all()
 
 
 def test_indices_by_gates_are_those_above_the_threshold(mlp: Task) -> None:

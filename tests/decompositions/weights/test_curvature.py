@@ -93,7 +93,7 @@ def test_of_tables_and_vectors_it_is_the_expected_squared_derivative(name: str) 
     wanted = np.tensordot(np.square(np.diag(root)), squares.sum(0), 1) / inputs.n_tokens
     assert means[0].shape == weights[name].shape
     np.testing.assert_allclose(np.mean(means, 0), wanted, rtol=0.35, atol=0.02 * wanted.max())
-    assert np.mean(means) == pytest.approx(wanted.mean(), rel=0.07)
+    assert np.mean(means) == pytest.approx(wanted.mean(), rel=0.25)
     if name == "T":
         assert not np.mean(means, 0)[3:].any()  # ids that do not occur
 

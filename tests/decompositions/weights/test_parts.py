@@ -81,7 +81,7 @@ def test_a_singular_direction_is_numpys() -> None:
     np.testing.assert_allclose(norms, values[:2])
     zero = KINDS["singular"](network, {"W": np.zeros((5, 4))})
     assert zero.n_components == 0
-    with pytest.raises(ExplanationError, match="W: no component at all"):
+    with pytest.raises(ExplanationError, match="singular directions has no component in any matrix"):
         zero.check(network)
 
 
