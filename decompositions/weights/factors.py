@@ -131,7 +131,7 @@ class Factors:
         wanted = {f"{n}.{part}" for n in names for part in ("inputs", "outputs", "component")}
         gates = {f"{n}.gate.{key}" for n in names for key in GATE_ARRAYS}
         strange = [key for key in arrays if key not in wanted | gates]
-        if others := [key for key in strange if ".gate." in key]:
+        if others := [key for key in strange if key.split(".gate.")[0] in names and ".gate." in key]:
             raise ExplanationError(
                 f"{path} holds gates of another kind ({', '.join(others[:3])}). A gate that a receiver runs reads one "
                 "scalar of one token, so that it cannot see later ones (a bidirectional gate leaks the future). Leave "
