@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from decompositions.weights import parts
@@ -53,6 +54,19 @@ def superposition(features: int, hidden: int, seed: int, rotate: bool = False, i
     return _case(model, superposition_truth(found.network, found.weights, rotation), seed)
 
 
+def control(features: int, hidden: int, seed: int, shuffled: bool) -> Case:
+    """The same architecture, with the trained weights in another order, or untrained: "the truth" is one part a feature."""
+    network = Superposition(features, hidden)
+    weights = {n: np.asarray(w) for n, w in network.init(jax.random.key(seed)).items()}
+    if shuffled:
+        weights = {n: np.array(w) for n, w in train_superposition(seed, network).weights.items()}
+        flat = np.random.default_rng([seed, 3]).permutation(weights["W"].ravel())
+        weights["W"] = flat.reshape(weights["W"].shape)
+    inputs = superposition_inputs(network, ROWS, seed + 1)
+    model = Vectors.computed(network, weights, inputs, "superposition").tolerating(TOLERANCE)
+    return _case(model, superposition_truth(network, weights), seed)
+
+
 def gated(functions: int, seed: int) -> Case:
     """Hand-coded functions, switched on by control bits."""
     made = gated_functions(seed, GatedFunctions(functions))
@@ -77,6 +91,10 @@ def modular(p: int, seed: int) -> Case:
     return _case(model, modular_truth(trained.network, trained.weights), seed)
 
 
+CONTROLS: Mapping[str, Callable[[int], Case]] = {
+    "superposition 40-10, shuffled weights": lambda seed: control(40, 10, seed, shuffled=True),
+    "superposition 40-10, untrained": lambda seed: control(40, 10, seed, shuffled=False),
+}
 CASES: Mapping[str, Callable[[int], Case]] = {
     "superposition 5-2": lambda seed: superposition(5, 2, seed),
     "superposition 5-2, identity": lambda seed: superposition(5, 2, seed, identity=True),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from experiments.weight_truth.cases import CASES
+from experiments.weight_truth.cases import CASES, CONTROLS
 from experiments.weight_truth.contest import contest
 from experiments.weight_truth.report import report
 
@@ -22,18 +22,18 @@ CELLS = Path("runs/weight_truth")
 @click.command()
 @click.option("--seeds", default=10, show_default=True, help="How many of each toy.")
 @click.option("--first", default=0, show_default=True, help="The first seed.")
-@click.option("--case", "cases", multiple=True, type=click.Choice(list(CASES)), help="Toys (default: all).")
+@click.option("--case", "cases", multiple=True, type=click.Choice([*CASES, *CONTROLS]), help="Toys (default: all).")
 @click.option("--out", default=CELLS, show_default=True, type=click.Path(path_type=Path), help="Where cells are kept.")
 def main(seeds: int, first: int, cases: tuple[str, ...], out: Path) -> None:
     """Score the truth against its rivals, and print how often it wins."""
     out.mkdir(parents=True, exist_ok=True)
-    wanted = [(seed, name) for seed in range(first, first + seeds) for name in (cases or CASES)]
+    wanted = [(seed, name) for seed in range(first, first + seeds) for name in (cases or (*CASES, *CONTROLS))]
     for number, (seed, name) in enumerate(wanted):
         path = out / f"{name.replace(' ', '-').replace(',', '')}-{seed}.json"
         if path.exists():
             continue
         started = time.time()
-        cell = {"case": name, "seed": seed, **contest(CASES[name](seed))}
+        cell = {"case": name, "seed": seed, **contest({**CASES, **CONTROLS}[name](seed))}
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps({**cell, "seconds": time.time() - started}))
         partial.replace(path)
