@@ -55,7 +55,7 @@ def superposition(features: int, hidden: int, seed: int, rotate: bool = False, i
 
 
 def control(features: int, hidden: int, seed: int, shuffled: bool) -> Case:
-    """The same architecture, with the trained weights in another order, or untrained: "the truth" is one part a feature."""
+    """The same architecture, the trained weights in another order or untrained; "the truth" is one part a feature."""
     network = Superposition(features, hidden)
     weights = {n: np.asarray(w) for n, w in network.init(jax.random.key(seed)).items()}
     if shuffled:
