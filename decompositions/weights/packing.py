@@ -58,12 +58,14 @@ class Scaled:
     r"""Factors V, U of one matrix, scaled against each other so that an error counts alike in both.
 
     An error in V_s costs E[m |x|^2] |U_s|_B^2, one in U_s E[m (V_s . x)^2]; V_s a and U_s / a are the same component.
-    `energy` [S]: what an error costs then; `roots`: of the metrics for V and for U, mean 1 on their diagonals.
+    `energy` [S]: what an error costs then; `scale` [S]: a; `roots`: of the metrics for V and for U, mean 1 on their
+    diagonals.
     """
 
     inputs: np.ndarray
     outputs: np.ndarray
     energy: np.ndarray
+    scale: np.ndarray
     roots: tuple[np.ndarray, np.ndarray]
 
     @classmethod
@@ -72,9 +74,10 @@ class Scaled:
         reads = use.size * np.einsum("so,op,sp->s", tensor.outputs, curvature.outputs, tensor.outputs)
         writes = use.energy * level
         ratio = np.sqrt(np.maximum(reads, 1e-30) / np.maximum(writes, 1e-30))
-        scale = np.sqrt(np.clip(ratio, 1e-12, 1e12))[:, None]
+        scale = np.sqrt(np.clip(ratio, 1e-12, 1e12))
         roots = square_root(use.spread), square_root(curvature.outputs / level)
-        return cls(tensor.inputs * scale, tensor.outputs / scale, np.sqrt(reads * writes), roots)
+        columns = scale[:, None]
+        return cls(tensor.inputs * columns, tensor.outputs / columns, np.sqrt(reads * writes), scale, roots)
 
     def sides(self, settings: Settings) -> tuple[Settings, Settings]:
         """The settings for V, and for U."""
@@ -137,9 +140,10 @@ class Packing:
         if self.mode == PROGRAM:
             always, place = np.ones_like(self.usage.frequency), slots.place[:, 0]
             reads, writes = scaled.sides(settings)
-            header.append(_rows(scaled.inputs, place, scaled.energy, always, reads))
+            # Gates read V . x in the units in which they were trained: V and U are not scaled against each other.
+            header.append(_rows(tensor.inputs, place, scaled.energy * scaled.scale**2, always, reads))
             header.extend(_gates(tensor, place, settings))
-            parts.append(_rows(scaled.outputs, place, scaled.energy, self.usage.frequency, writes))
+            parts.append(_rows(tensor.outputs, place, scaled.energy / scaled.scale**2, self.usage.frequency, writes))
         else:
             both, joined = scaled.joined(settings), np.concatenate([scaled.inputs, scaled.outputs], 1)
             for r in range(terms):

@@ -147,14 +147,14 @@ def closest(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.abs(found - wanted).max() / wanted.std())
 
 
-def random_gates(count: int, seed: int = 0, hidden: int = 3) -> ScalarGates:
-    """Gates of which some are open, some closed and some in between."""
+def random_gates(count: int, seed: int = 1, hidden: int = 3) -> ScalarGates:
+    """Gates that are open for some inputs, closed for others and in between for some."""
     rng = np.random.default_rng(seed)
-    arrays = [rng.normal(size=(count, hidden)) for _ in range(3)]
-    return ScalarGates(*(a.astype(np.float32) for a in (*arrays, 0.3 * rng.normal(size=count))))
+    arrays = [scale * rng.normal(size=(count, hidden)) for scale in (6.0, 0.5, 1.0)]
+    return ScalarGates(*(a.astype(np.float32) for a in (*arrays, 0.2 * rng.normal(size=count))))
 
 
-def random_factors(network: Any, counts: Mapping[str, Any], seed: int = 0, gated: bool = False) -> Factors:
+def random_factors(network: Any, counts: Mapping[str, Any], seed: int = 1, gated: bool = False) -> Factors:
     """Normal factors of some matrices, with given component ids."""
     rng, tensors = np.random.default_rng(seed), {}
     for number, (name, ids) in enumerate(counts.items()):

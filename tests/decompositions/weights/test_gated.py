@@ -162,7 +162,7 @@ def gate_reference(gates: tuple[np.ndarray, ...], inner: np.ndarray) -> np.ndarr
 
 
 def test_a_gates_value() -> None:
-    gates = random_gates(5)
+    gates = random_gates(5, seed=0)
     arrays = tuple(vars(gates).values())
     inner = np.random.default_rng(1).normal(size=(7, 5)).astype(np.float32)
     found = np.asarray(gate_values(tuple(jnp.asarray(a) for a in arrays), jnp.asarray(inner)))
@@ -204,6 +204,28 @@ def test_the_receiver_runs_the_gates(wide: Task, tied: Task, leftover: str) -> N
         assert touched is not None
         assert (touched.toarray() != opened).mean() < 1e-3  # but for gates within rounding of zero
         assert 0.02 < opened.mean() < 0.98
+
+
+def test_the_gates_are_the_ones_that_were_given(wide: Task) -> None:
+    """At fine steps the program computes what V, U and gates of the file do, in whatever units V and U are."""
+    plain = random_factors(WIDE, {"W_in": [0, 1, 2, 3], "W_out": [2, 3, 0]}, gated=True)
+    units = np.array([8.0, 1.0, 0.125, 1.0])[:, None]
+    first = plain.tensors["W_in"]
+    skewed = replace(first, outputs=units * first.outputs)
+    for factors in (plain, replace(plain, tensors={**plain.tensors, "W_in": skewed})):
+        decoder, inputs = sent(wide, factors, 1e-4, gates="program"), wide.fit.inputs
+        rows = []
+        for x in inputs.scored_values().astype(np.float64):
+
+            def weight_of(name: str, at: np.ndarray, factors: Factors = factors) -> np.ndarray:
+                tensor = factors.tensors[name]
+                assert tensor.gates is not None
+                gate = gate_reference(tuple(vars(tensor.gates).values()), tensor.inputs @ at)
+                return np.asarray((tensor.inputs * gate[:, None]).T @ tensor.outputs)
+
+            rows.append(forward(WIDE, weight_of, decoder.others, x))
+        found, wanted = decoder.predict(inputs, NoState(inputs.n_tokens)), np.array(rows)
+        assert np.sqrt(np.square(found - wanted).mean()) < 0.03 * wanted.std()  # gates come in steps of 1 %
 
 
 @pytest.fixture(scope="module", params=["blocks.0.mlp", "blocks.0.attn", "upstream of blocks.1.hook_resid_pre"])
