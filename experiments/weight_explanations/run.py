@@ -19,32 +19,30 @@ from mdl.report.envelope import overtakings
 from mdl.report.picture import draw
 from mdl.report.progress import progress_bar
 from mdl.report.table import print_scorecard
-from mdl.score import compare, default_explanations, embedded_model
+from mdl.score import compare, embedded_saes, embedded_transcoders
 
 HERE = Path(__file__).parent
 MLP, UPSTREAM = "blocks.1.mlp", "upstream of blocks.2.hook_resid_pre"
 SPD = HERE.parent / "parameter_decomposition" / "blocks.1.mlp.safetensors"
-SLOW = ("random-dictionary", "clusters:k=256")  # far behind in every region, and a third of the time
-CONTROLS = ("weights:quantiser=nearest", "low-rank", "neurons")
+FAMILIES = ("token-table", "affine", "weights", "weights:quantiser=nearest", "low-rank", "neurons")
 
 
 def explanations(region: str) -> list[str]:
-    """Every family that can explain the region."""
-    chosen = [e for e in default_explanations(embedded_model(), region) if e not in SLOW]
-    chosen += [e for e in ("weights", *CONTROLS) if e not in chosen]
-    return chosen + (
-        [f'components:path="{SPD}",name=SPD', f'components:path="{SPD}",gates=program,name=SPD with gates']
-        if region == MLP
-        else []
-    )
+    """Every family that can explain the region; those that are far behind in every region are left out."""
+    if region != MLP:
+        return [*FAMILIES, *(f'sae:path="{path}"' for path in embedded_saes() if "topk-16x" in str(path))]
+    transcoders = [f'sae:path="{path}"{sent}' for path in embedded_transcoders() for sent in ("", ",encoder=sent")]
+    spd = [f'components:path="{SPD}",name=SPD', f'components:path="{SPD}",gates=program,name=SPD with gates']
+    return [*FAMILIES, *transcoders, *spd]
 
 
 @click.command()
 @click.option("--region", default=MLP, show_default=True)
 @click.option("--sequences", default=24, show_default=True, help="Held-out sequences.")
 @click.option("--fidelity", "fidelities", multiple=True, type=float, default=(0.1, 0.01), show_default=True)
+@click.option("--lines", is_flag=True, help="The bound and the learning coefficient too: minutes more.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/weights"), show_default=True)
-def main(region: str, sequences: int, fidelities: tuple[float, ...], out: Path) -> None:
+def main(region: str, sequences: int, fidelities: tuple[float, ...], lines: bool, out: Path) -> None:
     """Score, print the table, and leave figures and pictures beside this file."""
     console = Console(width=160, highlight=False)
     with progress_bar(Console(stderr=True)) as progress:
@@ -65,10 +63,11 @@ def main(region: str, sequences: int, fidelities: tuple[float, ...], out: Path) 
         "scores": rows(card),
         "overtakings": changes(card),
     }
-    if region == MLP:
-        results["lines"] = quantiser_lines(region)
-        draw_lines(results["lines"], HERE / "bound.png")
     (HERE / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    if lines:
+        found = quantiser_lines(region)
+        draw_lines(found, HERE / f"{name}-bound.png")
+        (HERE / f"{name}-bound.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def rows(card: Scorecard) -> list[dict[str, Any]]:
