@@ -10,7 +10,7 @@ from estimators.fidelity import Bench, Coding
 from estimators.fisher import Metric
 from estimators.prices import Prices
 from estimators.solver import LEAST_GAIN, Solution, Solver
-from mdl.errors import MessageError
+from mdl.errors import ExplanationError, MessageError
 from mdl.models.vectors import Vectors
 from mdl.protocols import Explanation, Settings
 
@@ -27,7 +27,7 @@ class Search:
     metric: Metric
     prices: Prices
     start: float
-    found: dict[tuple[object, ...], tuple[float, Coding]] = field(default_factory=dict)
+    found: dict[tuple[object, ...], tuple[float, Coding | None]] = field(default_factory=dict)
 
     def total(self, exponent: int, knobs: Mapping[str, float]) -> float:
         """Bits a token at the horizon, of what the decoder returns."""
@@ -37,16 +37,19 @@ class Search:
                 return math.inf
             step = self.start * 2.0**exponent
             settings = Settings(self.bench.horizon, step, self.metric.root, dict(knobs))
-            coding = Coding.prepare(self.bench, self.explanation, self.metric, settings, step, None, self.prices)
             try:
+                coding = Coding.prepare(self.bench, self.explanation, self.metric, settings, step, None, self.prices)
                 attempt = coding.attempt(self.bench, self.bench.probe)
                 self.found[key] = (attempt.total + attempt.kl, coding)
             except MessageError:  # a step that the explanation cannot take
-                self.found[key] = (math.inf, coding)
+                self.found[key] = (math.inf, None)
         return self.found[key][0]
 
     def run(self, knobs: Mapping[str, float]) -> Coding:
-        """From these knobs and the best of a few steps: each coordinate in turn, until nothing gains."""
+        """From these knobs and the best of a few steps: each coordinate in turn, until nothing gains.
+
+        **Raises:** `ExplanationError` if no step can be sent.
+        """
         grids, now = self.explanation.knobs, dict(knobs)
         exponent = min(FIRST_EXPONENTS, key=lambda e: self.total(e, now))
         best, before = self.total(exponent, now), math.inf
@@ -58,7 +61,13 @@ class Search:
             for name, grid in grids.items():
                 now = self._along(exponent, now, name, grid)
             best = self.total(exponent, now)
-        return min(self.found.values(), key=lambda f: f[0])[1]
+        coding = min(self.found.values(), key=lambda f: f[0])[1]
+        if coding is None:
+            raise ExplanationError(
+                f"{self.explanation.name}: none of {len(self.found)} steps from {self.start:.3g} on can be sent. Is a "
+                "number of the explanation far larger than the outputs?"
+            )
+        return coding
 
     def _along(self, exponent: int, knobs: dict[str, float], name: str, grid: Sequence[float]) -> dict[str, float]:
         """The best of a knob's ends and neighbours, and on from there for as long as it gains."""

@@ -65,7 +65,10 @@ class Pruned:
 
 @dataclass
 class _Layer:
-    """One hidden layer while neurons are taken out of it. `gain` [h]: bits that a neuron's weights take, about."""
+    """One hidden layer while neurons are taken out of it.
+
+    `gain` [h]: bits that a neuron's weights take, about; `idle` [h]: always at its mean, so that nothing is lost.
+    """
 
     mlp: MLP
     mean: np.ndarray
@@ -73,12 +76,13 @@ class _Layer:
     output: np.ndarray
     metric: np.ndarray
     gain: np.ndarray
+    idle: np.ndarray
     alive: np.ndarray
 
     def scores(self) -> np.ndarray:
         """Error a bit saved; infinite where a neuron is gone."""
         harm = np.einsum("hd,de,he->h", self.output, self.metric, self.output) / np.diag(self.inverse)
-        return np.where(self.alive, harm / self.gain, np.inf)
+        return np.where(self.alive, np.where(self.idle, 0.0, harm / self.gain), np.inf)
 
     def remove(self, j: int, refit: bool) -> None:
         if refit:
@@ -112,11 +116,12 @@ def _layer(source: MeasuredCurvature, mlp: MLP, curvature: Curvatures, refit: bo
     hidden = np.concatenate(list(_hidden(source, mlp.out)))
     mean = hidden.mean(0, dtype=np.float64)
     covariance = np.cov(hidden.T.astype(np.float64), bias=True)
+    idle = np.diag(covariance) == 0
     covariance[np.diag_indices(len(mean))] += RIDGE * np.trace(covariance) / len(mean) + 1e-30
     inverse = np.linalg.inv(covariance) if refit else np.diag(1.0 / np.diag(covariance))
     output = np.array(source.weights[mlp.out], np.float64)
     gain = _magnitude_bits(output) + sum(_magnitude_bits(source.weights[name].T) for name in mlp.into)
-    return _Layer(mlp, mean, inverse, output, curvature.matrices[mlp.out].outputs, gain, np.ones(len(mean), bool))
+    return _Layer(mlp, mean, inverse, output, curvature.matrices[mlp.out].outputs, gain, idle, np.ones(len(mean), bool))
 
 
 def _magnitude_bits(rows: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 
 from decompositions.weights.components import Components
 from decompositions.weights.yardsticks import Neurons, Weights
-from estimators.behaviour import FIRST_EXPONENTS, MOST_EVALUATIONS, Search, cheapest_for_behaviour
+from estimators.behaviour import FIRST_EXPONENTS, MOST_OF_ROWS, Search, cheapest_for_behaviour
 from estimators.fidelity import Bench
 from estimators.prices import Prices
 from estimators.solver import Solver
@@ -47,7 +47,7 @@ def test_it_ends_no_worse_than_it_began(decomposition: Any, bench: Bench, task: 
     explanation = decomposition.fit(task.for_fitting())
     search, knobs = searched(bench, explanation), middle(explanation)
     coding = search.run(knobs)
-    assert len(search.found) <= MOST_EVALUATIONS
+    assert len(search.found) <= MOST_OF_ROWS
     totals = {key: total for key, (total, _) in search.found.items()}
     first = [search.total(e, knobs) for e in FIRST_EXPONENTS]
     attempt = coding.attempt(bench, bench.probe)
@@ -81,7 +81,7 @@ def test_steps_that_cannot_be_taken_are_infinite(bench: Bench, task: Task) -> No
     explanation = Weights().fit(task.for_fitting())
     search = searched(bench, explanation)
     assert search.total(-100, {"static": 1.0}) == math.inf
-    for exponent in range(MOST_EVALUATIONS):
+    for exponent in range(MOST_OF_ROWS):
         search.found["filled", exponent] = search.found[-100, ("static", 1.0)]
     assert search.total(0, {"static": 1.0}) == math.inf  # and so are those beyond the budget
 

@@ -235,7 +235,7 @@ def by_hand(explanation: ComponentsExplanation, mlp: Task) -> np.ndarray:
 def test_knobs_are_those_of_the_gates(task: Task) -> None:
     gates = random_factors(NETWORK, {"W_in": [0, 1]}, gated=True)
     knobs = {
-        ("indices", False): {"static", "effort"},
+        ("indices", False): {"static"},
         ("indices", True): {"static", "gate"},
         ("program", True): {"static", "gates"},
         ("static", False): {"static"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -44,8 +45,10 @@ def source(task: Task) -> MeasuredCurvature:
 @pytest.fixture(scope="module")
 def hidden(source: MeasuredCurvature) -> np.ndarray:
     """Activations of the neurons on fit data."""
-    recorder = Recorder(source.weights["W_out"])
-    source.network.run({**source.weights, "W_out": recorder}, source.inputs.values, source.inputs.tokens)
+    weights = {name: jnp.asarray(weight) for name, weight in source.weights.items()}
+    recorder = Recorder(weights["W_out"])
+    values = jnp.asarray(source.inputs.values)
+    source.network.run({**weights, "W_out": recorder}, values, jnp.asarray(source.inputs.tokens))
     return np.asarray(recorder.seen[0][0], np.float64)[:, 0]
 
 
@@ -123,7 +126,7 @@ def test_the_first_to_go_costs_least_a_bit_saved(source: MeasuredCurvature, hidd
 
 def test_neurons_that_never_fire_go_first() -> None:
     network, weights = NETWORK, random_weights(NETWORK)
-    weights["b_in"][[2, 7]] = -100.0
+    weights["b_in"] = np.where(np.isin(np.arange(12), [2, 7]), -100.0, 1.0).astype(np.float32)  # all others fire
     weights["W_out"][[2, 7]] = 5.0
     task = task_of(Vectors.computed(network, weights, random_inputs(network, 300).scored_values(), "dead"))
     source = MeasuredCurvature.of(task)
