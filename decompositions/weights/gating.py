@@ -6,7 +6,7 @@ successor VPD ("Interpreting Language Model Parameters", 2026).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,8 +55,7 @@ def _normal_cdf(x: Array) -> Array:
     return 0.5 * (1.0 + jax.lax.erf(x * np.float32(np.sqrt(0.5))))
 
 
-@jax.custom_vjp
-def _scalar_mlps(v: Array, weight_in: Array, bias_in: Array, weight_out: Array) -> Array:
+def _value(v: Array, weight_in: Array, bias_in: Array, weight_out: Array) -> Array:
     """sum_h w_out_h gelu(w_in_h v + b_h) for v [n, C]; never holds an array of [n, C, h], forward or backward."""
 
     def add(total: Array, weights: tuple[Array, Array, Array]) -> tuple[Array, None]:
@@ -68,7 +67,7 @@ def _scalar_mlps(v: Array, weight_in: Array, bias_in: Array, weight_out: Array) 
 
 
 def _forward(v: Array, weight_in: Array, bias_in: Array, weight_out: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _scalar_mlps(v, weight_in, bias_in, weight_out), (v, weight_in, bias_in, weight_out)
+    return _value(v, weight_in, bias_in, weight_out), (v, weight_in, bias_in, weight_out)
 
 
 def _backward(kept: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...]:
@@ -88,7 +87,21 @@ def _backward(kept: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...]:
     return to_v, to_in.T, to_bias.T, to_out.T
 
 
-_scalar_mlps.defvjp(_forward, _backward)
+def _with_gradient(forward: Any, backward: Any) -> Any:
+    """Gives a function of `jax.custom_vjp` its derivative."""
+
+    def complete(function: Any) -> Any:
+        function.defvjp(forward, backward)
+        return function
+
+    return complete
+
+
+@_with_gradient(_forward, _backward)
+@jax.custom_vjp
+def _scalar_mlps(v: Array, weight_in: Array, bias_in: Array, weight_out: Array) -> Array:
+    """`_value`, differentiated by `_backward`."""
+    return _value(v, weight_in, bias_in, weight_out)
 
 
 def gate_values(gates: GateParameters, scalars: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
@@ -113,15 +126,17 @@ def upper_leaky(x: Array) -> Array:
     return jnp.where(x > 1.0, 1.0 + LEAK * (x - 1.0), jnp.maximum(x, 0.0))
 
 
-@jax.custom_vjp
-def straight_through(x: Array) -> Array:
-    """clip(x, 0, 1), whose derivative below 0 is 0.01 where descent would open the gate, and else 0."""
-    return jnp.clip(x, 0.0, 1.0)
-
-
 def _straight_backward(x: Array, cotangent: Array) -> tuple[Array]:
     below = jnp.where(cotangent < 0.0, LEAK * cotangent, 0.0)
     return (jnp.where(x < 0.0, below, jnp.where(x <= 1.0, cotangent, 0.0)),)
 
 
-straight_through.defvjp(lambda x: (straight_through(x), x), _straight_backward)
+def _straight_forward(x: Array) -> tuple[Array, Array]:
+    return jnp.clip(x, 0.0, 1.0), x
+
+
+@_with_gradient(_straight_forward, _straight_backward)
+@jax.custom_vjp
+def straight_through(x: Array) -> Array:
+    """clip(x, 0, 1), whose derivative below 0 is 0.01 where descent would open the gate, and else 0."""
+    return jnp.clip(x, 0.0, 1.0)

@@ -32,7 +32,9 @@ def task_of(tokens: np.ndarray, outputs: np.ndarray, values: np.ndarray | None =
     """As much of a task as `fit` looks at."""
     inputs = Inputs(tokens[None], np.ones((1, len(tokens)), bool), None if values is None else values[None])
     return SimpleNamespace(
-        fit=Sample(inputs, outputs), width=outputs.shape[1], region=SimpleNamespace(name="a region", output="a site")
+        fit=Sample(inputs, outputs),
+        width=outputs.shape[1],
+        region=SimpleNamespace(name="a region", input="inputs", output="a site"),
     )
 
 
@@ -99,7 +101,9 @@ def test_a_token_behind_one_token_alone_has_told_little() -> None:
     inputs = Inputs(tokens.astype(np.int32), np.tile([False, True], (4000, 1)))
     outputs = (1.0 + pairs[tokens[:, 1], tokens[:, 0]] + 0.1 * rng.normal(size=(4000, WIDTH))).astype(np.float32)
     task = SimpleNamespace(
-        fit=Sample(inputs, outputs), width=WIDTH, region=SimpleNamespace(name="a region", output="a site")
+        fit=Sample(inputs, outputs),
+        width=WIDTH,
+        region=SimpleNamespace(name="a region", input="inputs", output="a site"),
     )
     explanation = fit(TokenTable(), task)
     one, other = (np.linalg.norm(explanation.rows[i]) for i in (0, 1))

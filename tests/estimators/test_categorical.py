@@ -12,7 +12,6 @@ from estimators.certify import certify
 from estimators.fidelity import Bench
 from estimators.kernels import evaluator_for
 from mdl.data import from_rows
-from mdl.errors import TaskError
 from mdl.models import Vectors
 from mdl.models.toys.modular import ModularAddition, modular_inputs
 from mdl.score import check_phenomena
@@ -106,6 +105,5 @@ def test_the_kl_is_certified(task: Task) -> None:
     assert not wrong.agrees
 
 
-def test_there_is_no_behaviour_beside(task: Task) -> None:
-    with pytest.raises(TaskError, match="no behaviour"):
-        check_phenomena(task.region.output, ["behaviour"], None)
+def test_a_labels_distribution_is_a_behaviour(task: Task) -> None:
+    assert check_phenomena(task.model, task.region.output, ["behaviour"], None)[0] == ["behaviour"]

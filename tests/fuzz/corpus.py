@@ -24,6 +24,7 @@ from decompositions.sent_transcoder import Encoder, SentTranscoderExplanation
 from decompositions.sums import SumExplanation
 from decompositions.token_pairs import SPAN, TokenPairsExplanation
 from decompositions.transcoder import SkipPath, TranscoderExplanation
+from decompositions.weights.gated import INDICES, PROGRAM, Layout
 from mdl.message import QuantisedArray, Section
 from mdl.protocols import Inputs, Sample, Settings
 from mdl.static_rows import metric_rows, predict_columns
@@ -112,7 +113,35 @@ def explanations(horizon: float) -> list[Section]:
         transcoder(skip=False),
     ]
     sections = [sender.section(chosen) for sender in senders]
-    return [components(horizon), *sections, table_program(sections[1]), dictionary_program(sections[4])]
+    programs = [table_program(sections[1]), dictionary_program(sections[4])]
+    return [
+        components(horizon),
+        *sections,
+        weights(horizon),
+        parts(horizon, gated=False),
+        parts(horizon, gated=True),
+        *programs,
+    ]
+
+
+def rounded(rng: np.random.Generator, horizon: float, *shape: int) -> QuantisedArray:
+    return QuantisedArray.from_values(rng.normal(size=shape), 1.0 / np.sqrt(horizon))
+
+
+def weights(horizon: float) -> Section:
+    """A matrix as it is, one as a product of two, and a bias."""
+    rng = np.random.default_rng(6)
+    arrays = [rounded(rng, horizon, *shape) for shape in ((4, 3), (3, 2), (2, 4), (1, 4))]
+    return Section("weights", (QuantisedArray.from_integers(np.array([[0, 2]])), *arrays))
+
+
+def parts(horizon: float, gated: bool) -> Section:
+    """Five components of one matrix [4, 3], which has a rest and a bias; with gates of two hidden units, or lists."""
+    rng = np.random.default_rng(7)
+    gates = [rounded(rng, horizon, *shape) for shape in ((5, 4), (5, 2), (5, 2), (5, 2), (5, 1))] if gated else []
+    layout = Layout(PROGRAM if gated else INDICES, 5, np.array([[1, 1, 0]]))
+    header = (layout.integers(), rounded(rng, horizon, 4, 3), *gates, rounded(rng, horizon, 1, 3))
+    return Section("parts", header, (rounded(rng, horizon, 5, 3 if gated else 7),))
 
 
 def lattices() -> list[Section]:

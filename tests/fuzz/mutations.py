@@ -21,7 +21,17 @@ from mdl.message import CHECKSUM_BYTES, MAGIC, ON_LATTICE, STEPS_DIFFER, Quantis
 
 KINDS = (
     *("special", "constant", "table", "affine", "clusters", "components", "dictionary", "random-dictionary"),
-    *("skip-dictionary", "program", "token-pairs", "sum", "predictor", "block-sparse", "transcoder"),
+    *(
+        "skip-dictionary",
+        "program",
+        "token-pairs",
+        "sum",
+        "predictor",
+        "block-sparse",
+        "transcoder",
+        "weights",
+        "parts",
+    ),
 )
 EXTREMES = (0, 1, -1, 7, 255, 4096, 1 << 20, 10**9, 1 << 31, 1 << 53, 1 << 60, (1 << 62) - 1)
 MOST_BYTES = 2000  # of a mutated message: longer ones only take longer

@@ -32,7 +32,8 @@ def sums() -> Vectors:
 @pytest.mark.parametrize("make", [gated, sums])
 def test_compared_from_a_folder_and_verified(tmp_path: Path, in_little_time: None, make) -> None:
     make().save(tmp_path / "toy")
-    card = compare(str(tmp_path / "toy"), explanations=["affine"], fidelities=[0.1], out=tmp_path / "run")
+    chosen = {"explanations": ["affine"], "fidelities": [0.1], "phenomena": ["activations"]}
+    card = compare(str(tmp_path / "toy"), **chosen, out=tmp_path / "run")
     assert {s.explanation for s in card.scores} == {"nothing", "affine"}
     assert all(s.obtained == "coded" for s in card.scores)
     assert all("outputs of a network" in note for s in card.scores for note in s.notes[:1])
