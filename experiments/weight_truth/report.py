@@ -13,7 +13,8 @@ from rich.table import Table
 
 from experiments.weight_truth.contest import NOTHING, TRUTH, WEIGHTS, WHOLE, verdict
 
-LEAST_SEEDS = 10
+RIVALS = ("singular directions", "input columns", "neurons", "random parts", "two merged", "one split")
+ORDER = (TRUTH, WHOLE, *RIVALS, WEIGHTS, NOTHING)  # of colours, the same in every panel
 
 
 def read(cells: Path) -> dict[str, list[dict[str, Any]]]:
@@ -97,15 +98,25 @@ def _picture(cells: dict[str, list[dict[str, Any]]], path: Path) -> None:
     for axis, (name, group) in zip(axes.flat, cells.items(), strict=False):
         cell = group[0]
         grid, truth = np.array(cell["grid"]), np.array(cell["totals"][TRUTH])
-        for label, totals in cell["totals"].items():
+        for number, label in enumerate(ORDER):
+            if label not in cell["totals"]:
+                continue
+            totals = cell["totals"][label]
             strong = label in (TRUTH, WHOLE)
-            style = {"linewidth": 2.5 if strong else 1.2, "linestyle": ":" if label in (NOTHING, WEIGHTS) else "-"}
+            style: dict[str, Any] = {
+                "color": f"C{number}",
+                "linewidth": 2.5 if strong else 1.2,
+                "linestyle": ":" if label in (NOTHING, WEIGHTS) else "-",
+            }
             axis.plot(grid, np.array(totals) / truth, label=label, **style)
         axis.set(xscale="log", ylim=(0.5, 2.5), title=name, xlabel="N", ylabel="total / truth's")
     for axis in axes.flat[len(cells) :]:
         axis.set_visible(False)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=5)
+    shown: dict[str, Any] = {}
+    for axis in axes.flat:
+        handles, labels = axis.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    figure.legend(list(shown.values()), list(shown), loc="lower center", ncols=5)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
