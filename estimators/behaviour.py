@@ -14,7 +14,7 @@ from mdl.errors import ExplanationError, MessageError
 from mdl.models.vectors import Vectors
 from mdl.protocols import Explanation, Settings
 
-MOST_EVALUATIONS, MOST_OF_ROWS = 16, 24  # of the probe data: of a transformer, and of rows, which take no time
+MOST_EVALUATIONS, MOST_OF_ROWS = 8, 24  # of the probe data: of a transformer, and of rows, which take no time
 FIRST_EXPONENTS = (-4, 0, 4)  # octaves of the step, which scales every precision, from where the search begins
 
 

@@ -196,8 +196,8 @@ class Solver:
     def _choose_knobs(self) -> bool:
         """Hill climbing on the knobs' grids at equal distortion on the probe data; True if anything changed.
 
-        From the fine end of a grid or a quarter of it, where that is better than where the climb would begin: where a
-        knob rounds every value to zero, so do its neighbours, and no climb leads away.
+        From a quarter of a grid, where that is better than where the climb would begin: where a knob rounds every value
+        to zero, so do its neighbours, and no climb leads away.
         """
         if all(len(grid) < 2 for grid in self.explanation.knobs.values()):
             return False
@@ -207,8 +207,7 @@ class Solver:
         slope = max((total - there.total(self.prices)) / max(math.log(there.distortion / target), 1e-6), 0.0)
         before = dict(self.knobs)
         for name, grid in self.explanation.knobs.items():
-            for start in (grid[0], grid[len(grid) // 4]):
-                total = self._move(name, start, target, total, slope)
+            total = self._move(name, grid[len(grid) // 4], target, total, slope)
             total = self._climb(name, list(grid), target, total, slope)
         return self.knobs != before
 
