@@ -72,9 +72,9 @@ def default_explanations(model: AnyModel, region_text: str) -> list[str]:
         return [YARDSTICK, f"pca:rank={max(1, model.site_width(VECTORS) // 8)}", "random-dictionary", *known]
     names = [YARDSTICK, "token-table"]
     if region.output == "logits":
-        return [*names, "weights"] if isinstance(model, Model) else names
+        return names
     if isinstance(model, Model):
-        names += ["token-pairs", "weights"]
+        names += ["token-pairs"] if region.input == "tokens" else ["token-pairs", "weights"]
     if region.input != "tokens" or (isinstance(model, Model) and model.config.tied):
         names.append("affine")
     width = model.site_width(region.output)
