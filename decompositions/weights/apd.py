@@ -23,10 +23,9 @@ from jaxtyping import Array
 
 from decompositions.weights.batches import Batches
 from decompositions.weights.factors import Factors, TensorFactors
-from decompositions.weights.masking import Components
 from mdl.errors import ExplanationError
 from mdl.models.networks import Network
-from mdl.models.operators import Weight, products
+from mdl.models.operators import Masked, Weight, products
 
 NORM_FLOOR = 1e-12  # under the Schatten norm's power: its derivative at 0 is finite
 APD_LOSSES = ("total", "faithfulness", "reconstruction", "minimality")
@@ -132,7 +131,7 @@ def _replaced(parameters: APDParameters, weights: Mapping[str, Weight], on: Arra
     found: dict[str, Weight] = dict(weights)
     for name, (v, u) in parameters.items():
         mask = jnp.repeat(on, v.shape[1], axis=1)[:, None]
-        found[name] = Components(v.reshape(-1, v.shape[-1]), u.reshape(-1, u.shape[-1]), mask)
+        found[name] = Masked(v.reshape(-1, v.shape[-1]), u.reshape(-1, u.shape[-1]), mask)
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from decompositions.baselines import STATIC_KNOB
-from decompositions.weights.curvature import MeasuredCurvature
+from decompositions.weights.curvature import MeasuredCurvature, leading
 from decompositions.weights.factors import Factors
 from decompositions.weights.gated import KIND, MODES, GatedDecoder
 from decompositions.weights.packing import Packing
@@ -89,7 +89,7 @@ class Components:
         name = self.name or factors.name + ("" if self.gates == "indices" else f" ({self.gates})")
         note = f"components lack {100 * max(shares.values()):.2g} % of the norm of a matrix; {self.leftover}"
         notes = (*factors.notes, note) if max(shares.values()) > EXACT else factors.notes
-        some = replace(curvature, inputs=_some(curvature.inputs))
+        some = replace(curvature, inputs=leading(curvature.inputs, USAGE_TOKENS))
         outputs = task.fit.outputs[: some.inputs.n_tokens]
         return ComponentsExplanation(name, factors, some, self.gates, self.leftover == "send", outputs, notes)
 
@@ -127,13 +127,6 @@ def _norm(array: np.ndarray) -> float:
     return float(np.linalg.norm(array))
 
 
-def _some(inputs: Inputs) -> Inputs:
-    """The first sequences, of about USAGE_TOKENS tokens."""
-    count = max(1, -(-USAGE_TOKENS // inputs.tokens.shape[1]))
-    values = None if inputs.values is None else inputs.values[:count]
-    return replace(inputs, tokens=inputs.tokens[:count], scored=inputs.scored[:count], values=values)
-
-
 @dataclass(frozen=True)
 class ComponentsExplanation:
     """`gates`: of MODES; `rest`: whether what the components lack is sent; `outputs`: the region's, of the sample on
@@ -158,8 +151,11 @@ class ComponentsExplanation:
         return {"static": STATIC_KNOB}
 
     def section(self, settings: Settings) -> Section:
-        """The components, each a part, and what every token needs."""
-        return self._packing(settings).section(settings)
+        """The components, each a part, and what every token needs; the latest is kept, for `encode`."""
+        if (known := self.known.get("section")) is None or known[0] is not settings:
+            self.known["section"] = known = (settings, self._packing(settings).section(settings))
+        found: Section = known[1]
+        return found
 
     def encode(self, decoder: GatedDecoder, sample: Sample, settings: Settings) -> State:
         """Which components each token has on."""
@@ -176,7 +172,7 @@ class ComponentsExplanation:
 
     def _selector(self, decoder: GatedDecoder, settings: Settings) -> Selector:
         packing = self._packing(settings)
-        network, prices = packing.network, packing.prices(settings)
+        network, prices = packing.network, packing.prices(settings, self.section(settings))
         if not settings.corrected:
             return Selector(network, *decoder.weights(network), settings.root, None, prices)
         return Selector(network, *decoder.weights(network), settings.root, settings.step, prices / EFFORT)

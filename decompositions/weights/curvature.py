@@ -82,10 +82,19 @@ def batches_of(inputs: Inputs, tokens: int) -> Iterator[Inputs]:
         yield Inputs(inputs.tokens[chosen], inputs.scored[chosen], values, inputs.network)
 
 
+def leading(inputs: Inputs, tokens: int) -> Inputs:
+    """The first sequences, in whole batches, with at least so many scored tokens, or all."""
+    batches, count, seen = batches_of(inputs, BATCH_TOKENS), 0, 0
+    while seen < tokens and (batch := next(batches, None)) is not None:
+        count, seen = count + len(batch.tokens), seen + batch.n_tokens
+    values = None if inputs.values is None else inputs.values[:count]
+    return Inputs(inputs.tokens[:count], inputs.scored[:count], values, inputs.network)
+
+
 def measure(
     network: Network, weights: Mapping[str, np.ndarray], inputs: Inputs, root: np.ndarray, seed: int = 0
 ) -> Curvatures:
-    """The curvature of every weight of a region, from about CURVATURE_TOKENS tokens of `inputs`.
+    """The curvature of every weight of a region, from `inputs`.
 
     **Arguments:** `root` [d, d]: the metric's root G^(1/2) in force.
     """
@@ -97,8 +106,6 @@ def measure(
         for name, moment in found.items():
             sums[name] = sums.get(name, 0.0) + np.asarray(moment, np.float64)
         tokens += batch.n_tokens
-        if tokens >= CURVATURE_TOKENS:
-            break
     means = {name: total / tokens for name, total in sums.items()}
     matrices = {name: _merged(name, means) for name in network.matrices}
     return Curvatures(matrices, {name: means[name] for name in (*network.tables, *network.vectors)})
@@ -157,7 +164,7 @@ class MeasuredCurvature:
     @classmethod
     def of(cls, task: Task) -> MeasuredCurvature:
         """**Raises:** `TaskError` for a region whose weights are not known."""
-        weights, inputs = region_weights(task), task.fit.inputs
+        weights, inputs = region_weights(task), leading(task.fit.inputs, CURVATURE_TOKENS)
         assert inputs.network is not None
         return cls(inputs.network, weights, inputs)
 

@@ -24,6 +24,7 @@ import scipy.sparse
 
 from decompositions.weights.curvature import BATCH_TOKENS, batches_of, device
 from decompositions.weights.dense import architecture
+from decompositions.weights.gating import GateParameters, gate_values, hard
 from mdl.alphabets import Alphabet, NoAlphabet, SparseAlphabet
 from mdl.errors import MessageError
 from mdl.message import QuantisedArray, Section
@@ -106,7 +107,7 @@ class Matrix:
                     f"'{KIND}': {name} has gates of {[g.shape for g in self.gates]} that read {self.read} numbers, for "
                     f"{count} components and {rows} inputs"
                 )
-            found["gates"] = tuple(jnp.asarray(g) for g in (*self.gates[:3], self.gates[3][:, 0]))
+            found["gates"] = GateParameters(*(jnp.asarray(g) for g in (*self.gates[:3], self.gates[3][:, 0])))
         return found
 
     def sizes(self) -> tuple[int, int, int]:
@@ -136,7 +137,7 @@ class Gated:
         if reads in self.arrays:
             inner = jnp.einsum("...i,cri->...cr", x, self.arrays[reads])
             if "gates" in self.arrays and self.mask is None:
-                self.mask = gate_values(self.arrays["gates"], inner[..., 0])
+                self.mask = hard(gate_values(self.arrays["gates"], inner[..., 0]))
             terms.append(jnp.einsum("...cr,cro->...o", self._masked(inner), self.arrays[writes]))
         if "own" in self.arrays:
             own = self.arrays["own"]
@@ -150,13 +151,6 @@ class Gated:
     def _masked(self, each: jax.Array) -> jax.Array:
         """[*batch, C, d] of each component, zero where it is off."""
         return each if self.mask is None else each * self.mask[..., None]
-
-
-def gate_values(gates: Any, inner: jax.Array) -> jax.Array:
-    """Gates in [0, 1], [*batch, C], of the inner activations V . x [*batch, C]; `ScalarGates` has the formula."""
-    weight_in, bias_in, weight_out, bias_out = gates
-    hidden = jax.nn.gelu(inner[..., None] * weight_in + bias_in, approximate=False)
-    return jnp.clip((hidden * weight_out).sum(-1) + bias_out, 0.0, 1.0)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -20,7 +20,7 @@ from decompositions.weights.factors import Factors, TensorFactors
 from decompositions.weights.gating import GateParameters, gate_values, hard
 from mdl.errors import ExplanationError
 from mdl.models.networks import Network
-from mdl.models.operators import Recorder, Weight
+from mdl.models.operators import Masked, Recorder, Weight
 
 LEFTOVER = "leftover of "  # before a matrix's name: the source of its leftover
 DIVERGENCES = ("mse", "metric", "kl")
@@ -47,26 +47,6 @@ Parameters = Mapping[str, TensorParameters]
 def parameters_of(factors: Factors) -> dict[str, TensorParameters]:
     """A decomposition as arrays."""
     return {name: TensorParameters.of(tensor) for name, tensor in factors.tensors.items()}
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Components:
-    """Subcomponents under a mask of each token, in the place of a matrix, with its leftover as one more of them."""
-
-    inputs: Array
-    outputs: Array
-    mask: Array
-    leftover: Array | None = None
-    leftover_mask: Array | float = 0.0
-
-    def __call__(self, x: Array) -> Array:
-        out = ((x @ self.inputs.T) * self.mask) @ self.outputs
-        return out if self.leftover is None else out + self.leftover_mask * (x @ self.leftover)
-
-    def transposed(self, x: Array) -> Array:
-        out = ((x @ self.outputs.T) * self.mask) @ self.inputs
-        return out if self.leftover is None else out + self.leftover_mask * (x @ self.leftover.T)
 
 
 @dataclass(frozen=True)
@@ -136,7 +116,7 @@ def masked_run(
             continue
         source = masks.get(LEFTOVER + name)
         left = None if source is None else leftover(jnp.asarray(weights[name]), tensor)
-        replaced[name] = Components(tensor.inputs, tensor.outputs, masks[name], left, 0.0 if source is None else source)
+        replaced[name] = Masked(tensor.inputs, tensor.outputs, masks[name], left, 0.0 if source is None else source)
     return network.run(replaced, *batch)
 
 

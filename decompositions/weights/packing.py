@@ -165,10 +165,10 @@ class Packing:
         frequency = np.where(slots.own, self.usage.frequency, NEVER)
         return QuantisedArray.from_values(matrices, replace(settings, root=np.eye(1)).static_step(energy, frequency))
 
-    def prices(self, settings: Settings) -> np.ndarray:
-        """Bits of having a component on, [C]: its index, and its share of a part that is paid on first use."""
+    def prices(self, settings: Settings, section: Section) -> np.ndarray:
+        """Bits of having a component on, [C]: its index, and its share of the part that is paid on first use."""
         f = np.clip(self.usage.frequency, 0.5 / 4096, 1 - 1e-6)
-        content = _content(self.section(settings).parts)
+        content = _content(section.parts)
         uses = settings.horizon * f / -np.expm1(settings.horizon * np.log1p(-f))
         index = np.log2(np.maximum((1 - f) / f, 1.0)) + 0.1
         return np.asarray(index + content / uses if self.mode == INDICES else index)

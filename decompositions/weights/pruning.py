@@ -9,23 +9,14 @@ hidden activations): removing neuron j raises the expected squared error by
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 import numpy as np
 
-from decompositions.weights.curvature import (
-    BATCH_TOKENS,
-    CURVATURE_TOKENS,
-    RIDGE,
-    Curvatures,
-    MeasuredCurvature,
-    batches_of,
-    device,
-)
+from decompositions.weights.curvature import RIDGE, Curvatures, MeasuredCurvature
+from decompositions.weights.usage import activations
 from mdl.models.networks import Network
-from mdl.models.operators import Recorder
 
 LEAST_BITS = 0.05  # what a number that rounds to zero saves by not being there
 
@@ -96,7 +87,8 @@ class _Layer:
 
 def prune(source: MeasuredCurvature, curvature: Curvatures, shares: tuple[float, ...], refit: bool) -> Pruned:
     """Take neurons out one by one, the cheapest a bit first, and note the weights at each share that is kept."""
-    layers = [_layer(source, mlp, curvature, refit) for mlp in mlps(source.network)]
+    seen = activations(source.network, source.weights, source.inputs)
+    layers = [_layer(source, mlp, seen[mlp.out], curvature, refit) for mlp in mlps(source.network)]
     total = sum(len(layer.alive) for layer in layers)
     found: dict[float, Mapping[str, np.ndarray]] = {}
     left = total
@@ -111,9 +103,8 @@ def prune(source: MeasuredCurvature, curvature: Curvatures, shares: tuple[float,
     return Pruned(found)
 
 
-def _layer(source: MeasuredCurvature, mlp: MLP, curvature: Curvatures, refit: bool) -> _Layer:
-    """A hidden layer with all its neurons."""
-    hidden = np.concatenate(list(_hidden(source, mlp.out)))
+def _layer(source: MeasuredCurvature, mlp: MLP, hidden: np.ndarray, curvature: Curvatures, refit: bool) -> _Layer:
+    """A hidden layer with all its neurons, whose activations are `hidden` [n, h]."""
     mean = hidden.mean(0, dtype=np.float64)
     covariance = np.cov(hidden.T.astype(np.float64), bias=True)
     idle = np.diag(covariance) == 0
@@ -128,19 +119,6 @@ def _magnitude_bits(rows: np.ndarray) -> np.ndarray:
     """Bits of each row [h, d], up to a step that all share: log2(1 + |w| / scale), summed."""
     scale = np.sqrt(np.mean(np.square(rows, dtype=np.float64))) / 4
     return np.log2(1.0 + np.abs(rows) / max(scale, 1e-30)).sum(1) + LEAST_BITS * rows.shape[1]
-
-
-def _hidden(source: MeasuredCurvature, name: str) -> Iterator[np.ndarray]:
-    """What a matrix is multiplied with, [n, h], on fit data."""
-    weights, seen = {n: jnp.asarray(w) for n, w in source.weights.items()}, 0
-    for batch in batches_of(source.inputs, BATCH_TOKENS):
-        recorder = Recorder(weights[name])
-        values, tokens, _ = device(batch)
-        source.network.run({**weights, name: recorder}, values, tokens)
-        yield np.asarray(recorder.seen[0][0])[batch.scored]
-        seen += batch.n_tokens
-        if seen >= CURVATURE_TOKENS:
-            return
 
 
 def _changed(weights: Mapping[str, np.ndarray], layer: _Layer) -> dict[str, np.ndarray]:

@@ -10,22 +10,23 @@ import numpy as np
 
 from decompositions.weights.curvature import BATCH_TOKENS, batches_of, device
 from decompositions.weights.factors import Factors
-from decompositions.weights.gated import gate_values
+from decompositions.weights.gating import GateParameters, gate_values, hard
+from decompositions.weights.masking import clean_pass
 from mdl.models.networks import Network
-from mdl.models.operators import Recorder
 from mdl.protocols import Inputs
 
 
 def activations(network: Network, weights: Mapping[str, np.ndarray], inputs: Inputs) -> dict[str, np.ndarray]:
-    """What every matrix is multiplied with in the model itself, at its first use, [n, d_in] at the scored positions."""
+    """What enters every matrix of the model itself, [n, d_in]: at the scored positions, at its first use that is not
+    transposed."""
     on_device = {name: jnp.asarray(w) for name, w in weights.items()}
-    found: dict[str, list[np.ndarray]] = {name: [] for name in network.matrices}
+    names = tuple(network.matrices)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for batch in batches_of(inputs, BATCH_TOKENS):
-        recorders = {name: Recorder(on_device[name]) for name in network.matrices}
         values, tokens, _ = device(batch)
-        network.run({**on_device, **recorders}, values, tokens)
-        for name, recorder in recorders.items():
-            found[name].append(np.asarray(recorder.seen[0][0], np.float32)[batch.scored])
+        _, entering = clean_pass(network, on_device, names, values, tokens)
+        for name, entered in entering.items():
+            found[name].append(np.asarray(entered, np.float32)[batch.scored])
     return {name: np.concatenate(rows) for name, rows in found.items()}
 
 
@@ -35,11 +36,11 @@ def importances(factors: Factors, seen: Mapping[str, np.ndarray]) -> np.ndarray:
     found = np.zeros((count, factors.n_components), np.float32)
     for name, tensor in factors.tensors.items():
         assert tensor.gates is not None
-        gates = tuple(jnp.asarray(g, jnp.float32) for g in vars(tensor.gates).values())
+        gates = GateParameters.of(tensor.gates)
         for start in range(0, count, BATCH_TOKENS):
             rows = slice(start, start + BATCH_TOKENS)
             inner = jnp.asarray(seen[name][rows] @ tensor.inputs.T.astype(np.float32))
-            opened = np.asarray(gate_values(gates, inner))
+            opened = np.asarray(hard(gate_values(gates, inner)))
             for s, c in enumerate(tensor.component):
                 found[rows, c] = np.maximum(found[rows, c], opened[:, s])
     return found

@@ -13,6 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
+from decompositions.weights.batches import SparseUniform
 from decompositions.weights.factors import Factors, TensorFactors
 from decompositions.weights.spd import SPDSettings, train_spd
 from decompositions.weights.truths import superposition_truth
@@ -36,8 +37,6 @@ ALPHA = 8.0  # of the clustering objective: bits an active rank, about those of 
 def learned(case: Case, seed: int) -> tuple[Toy, Factors]:
     """The toy with its truth, and what SPD makes of it."""
     assert isinstance(case.settings, SPDSettings)
-    from decompositions.weights.batches import SparseUniform
-
     features = case.network.features
     trained = rotated(train_superposition(seed, case.network), np.eye(features))
     inputs = superposition_inputs(case.network, ROWS, seed + 1)

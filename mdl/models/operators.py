@@ -59,24 +59,25 @@ class Chain:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Masked:
-    r"""Components under a mask: $W = \sum_c m_c \, V_c U_c^T + \Delta$.
+    r"""Components under a mask: $W = \sum_c m_c \, V_c U_c^T + m_\Delta \Delta$.
 
     **Arguments:** `inputs` [C, d_in]: the V_c; `outputs` [C, d_out]: the U_c; `mask` [*batch, C]: of each token;
-    `rest` [d_in, d_out]: what is always on, or None.
+    `rest` [d_in, d_out]: Delta, or None; `rest_mask` [*batch, 1]: its own, by default always on.
     """
 
     inputs: Array
     outputs: Array
     mask: Array
     rest: Array | None = None
+    rest_mask: Array | float = 1.0
 
     def __call__(self, x: Array) -> Array:
         out = ((x @ self.inputs.T) * self.mask) @ self.outputs
-        return out if self.rest is None else out + x @ self.rest
+        return out if self.rest is None else out + self.rest_mask * (x @ self.rest)
 
     def transposed(self, x: Array) -> Array:
         out = ((x @ self.outputs.T) * self.mask) @ self.inputs
-        return out if self.rest is None else out + x @ self.rest.T
+        return out if self.rest is None else out + self.rest_mask * (x @ self.rest.T)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from scipy.special import erf
 
 from decompositions.weights.components import Components
 from decompositions.weights.factors import Factors
-from decompositions.weights.gated import GatedDecoder, gate_values, run_masked
+from decompositions.weights.gated import GatedDecoder, run_masked
+from decompositions.weights.gating import GateParameters, gate_values, hard
 from decompositions.weights.parts import KINDS
 from estimators.conduct import check_decoder
 from mdl.data import Dataset
@@ -165,7 +166,7 @@ def test_a_gates_value() -> None:
     gates = random_gates(5, seed=0)
     arrays = tuple(vars(gates).values())
     inner = np.random.default_rng(1).normal(size=(7, 5)).astype(np.float32)
-    found = np.asarray(gate_values(tuple(jnp.asarray(a) for a in arrays), jnp.asarray(inner)))
+    found = np.asarray(hard(gate_values(GateParameters(*(jnp.asarray(a) for a in arrays)), jnp.asarray(inner))))
     wanted = np.array([gate_reference(arrays, row) for row in inner])
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert (found == 0).any()

@@ -141,7 +141,7 @@ def test_the_sender_chooses_by_what_it_pays(toy: Task) -> None:
     alone = Settings(1e3, 0.5, np.eye(1) / 0.2, {"static": 1.0, "effort": 8.0}, corrected=False)
     decoder = decoder_of(explanation.section(alone))
     chosen = explanation.encode(decoder, toy.fit, alone)
-    prices = explanation._packing(alone).prices(alone)
+    prices = explanation._packing(alone).prices(alone, explanation.section(alone))
     found = bits_of(decoder, toy, chosen.touched().toarray(), alone.root, None, prices)
     for subset in SUBSETS:
         assert (

@@ -137,7 +137,7 @@ def test_rare_components_are_sent_more_coarsely_only_as_they_are_paid_for_less()
 def test_a_component_costs_its_index_and_its_share_of_a_part(task: Task) -> None:
     explanation = Components(object=random_factors(NETWORK, IDS, gated=True), leftover="send").fit(task)
     short, long = (settings_of(explanation, task, 0.1, horizon) for horizon in (1.0, 1e9))
-    prices = {s.horizon: explanation._packing(s).prices(s) for s in (short, long)}
+    prices = {s.horizon: explanation._packing(s).prices(s, explanation.section(s)) for s in (short, long)}
     frequency = np.clip(explanation._usage(short).frequency, 0.5 / 4096, 1 - 1e-6)
     index = np.log2(np.maximum((1 - frequency) / frequency, 1)) + 0.1
     np.testing.assert_allclose(prices[1e9], index, atol=1e-3)
