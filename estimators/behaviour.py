@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from estimators.fidelity import Bench, Coding
 from estimators.fisher import Metric
 from estimators.prices import Prices
@@ -14,8 +16,22 @@ from mdl.errors import ExplanationError, MessageError
 from mdl.models.vectors import Vectors
 from mdl.protocols import Explanation, Settings
 
-MOST_EVALUATIONS, MOST_OF_ROWS = 8, 24  # of the probe data: of a transformer, and of rows, which take no time
-FIRST_EXPONENTS = (-4, 0, 4)  # octaves of the step, which scales every precision, from where the search begins
+
+@dataclass(frozen=True)
+class Effort:
+    """How far the step is searched, in octaves from where the search begins (the step scales every precision).
+
+    `first`: all looked at, `moves`: made from the best for as long as they gain, `most`: evaluations of the probe data.
+    """
+
+    first: tuple[float, ...]
+    moves: tuple[float, ...]
+    most: int
+
+
+OF_TRANSFORMERS = Effort((-4.0, 0.0, 4.0), (-2.0, 2.0, -1.0, 1.0), 8)
+# An evaluation of rows takes no time, and their totals have several valleys.
+OF_ROWS = Effort(tuple(np.arange(-6.0, 5.0)), (-1.0, 1.0, -0.5, 0.5, -0.25, 0.25), 40)
 
 
 @dataclass
@@ -29,11 +45,11 @@ class Search:
     start: float
     found: dict[tuple[object, ...], tuple[float, Coding | None]] = field(default_factory=dict)
 
-    def total(self, exponent: int, knobs: Mapping[str, float]) -> float:
+    def total(self, exponent: float, knobs: Mapping[str, float]) -> float:
         """Bits a token at the horizon, of what the decoder returns."""
         key = (exponent, *sorted(knobs.items()))
         if key not in self.found:
-            if len(self.found) >= (MOST_OF_ROWS if isinstance(self.bench.task.model, Vectors) else MOST_EVALUATIONS):
+            if len(self.found) >= self.effort.most:
                 return math.inf
             step = self.start * 2.0**exponent
             settings = Settings(self.bench.horizon, step, self.metric.root, dict(knobs))
@@ -50,12 +66,14 @@ class Search:
 
         **Raises:** `ExplanationError` if no step can be sent.
         """
-        grids, now = self.explanation.knobs, dict(knobs)
-        exponent = min(FIRST_EXPONENTS, key=lambda e: self.total(e, now))
+        now = dict(knobs)
+        # With nothing beside it, "static" scales what the step scales: the same messages again.
+        grids = {} if set(now) == {"static"} else self.explanation.knobs
+        exponent = min(self.effort.first, key=lambda e: self.total(e, now))
         best, before = self.total(exponent, now), math.inf
         while best < before - LEAST_GAIN * min(best, 1.0):
             before = best
-            for move in (-2, 2, -1, 1):
+            for move in self.effort.moves:
                 while self.total(exponent + move, now) < self.total(exponent, now):
                     exponent += move
             for name, grid in grids.items():
@@ -69,7 +87,12 @@ class Search:
             )
         return coding
 
-    def _along(self, exponent: int, knobs: dict[str, float], name: str, grid: Sequence[float]) -> dict[str, float]:
+    @property
+    def effort(self) -> Effort:
+        """What the model allows."""
+        return OF_ROWS if isinstance(self.bench.task.model, Vectors) else OF_TRANSFORMERS
+
+    def _along(self, exponent: float, knobs: dict[str, float], name: str, grid: Sequence[float]) -> dict[str, float]:
         """The best of a knob's ends and neighbours, and on from there for as long as it gains."""
         here = grid.index(knobs[name])
         places = {here, 0, len(grid) - 1, max(here - 1, 0), min(here + 1, len(grid) - 1)}

@@ -16,7 +16,7 @@ from mdl.ledger import Score
 from mdl.score import compare
 from mdl.task import BEHAVIOUR
 
-HORIZONS = (1.0, 32.0)  # for which precisions are chosen; a sender takes the message that is shorter at N
+HORIZONS = (1.0, 4.0, 32.0)  # for which precisions are chosen; a sender takes the message that is shorter at N
 GRID = np.unique(np.round(np.logspace(0, 4, 81), 3))
 TRUTH, WHOLE, WEIGHTS, NOTHING = "truth", "one part", "weights", "nothing"
 
