@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -36,18 +36,26 @@ class Curvature:
 
     inputs: np.ndarray
     outputs: np.ndarray
+    known: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # of those who use it, to keep
 
     def __post_init__(self) -> None:
         for moment in (self.inputs, self.outputs):
             moment[np.diag_indices(len(moment))] += RIDGE * max(float(np.trace(moment)) / len(moment), 1e-30)
 
+    @cached_property
     def left(self) -> np.ndarray:
         """A^(1/2), symmetric."""
         return square_root(self.inputs)
 
+    @cached_property
     def right(self) -> np.ndarray:
         """B^(1/2), symmetric."""
         return square_root(self.outputs)
+
+    @cached_property
+    def cholesky(self) -> np.ndarray:
+        """The lower triangular L of A = L L^T."""
+        return np.linalg.cholesky(self.inputs)
 
     def through(self, first: np.ndarray, second: np.ndarray) -> tuple[Curvature, Curvature]:
         """Of both factors of a product [d_in, r] and [r, d_out] in the matrix's place."""

@@ -9,8 +9,8 @@ WaterSIC (arXiv:2603.04956). The receiver sees rows on a lattice and nothing els
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -51,17 +51,47 @@ def round_matrix(matrix: np.ndarray, curvature: Curvature, settings: Settings) -
         raise MessageError(f"{(~np.isfinite(matrix)).sum()} of {matrix.size} weights are NaN or infinite")
     if len(matrix) < FEWEST_ROWS:
         return round_to_nearest(matrix, curvature, settings)
-    own = replace(settings, root=curvature.right())
-    lower = np.linalg.cholesky(curvature.inputs)
-    spread = np.diag(lower)
-    steps = own.metric_step(np.square(spread))
-    prediction = predict_columns(matrix) if len(matrix) >= PREDICTED_SHARE * matrix.shape[1] else None
-    if prediction is not None and not prediction_pays(matrix, steps, own.root, prediction):
-        prediction = None
-    exponents = step_exponent(steps)
-    rounding = Rounding.of(matrix, own.root, prediction)
-    symbols = _symbols(matrix, rounding, exponents, lower / spread)
-    return QuantisedArray(symbols, exponents, rounding.lattice)
+    own = replace(settings, root=curvature.right)
+    steps = own.metric_step(np.square(np.diag(curvature.cholesky)))
+    return _prepared(matrix, curvature).rounded(steps)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A matrix and its curvature: what rounding takes at any step, worked out once."""
+
+    matrix: np.ndarray
+    curvature: Curvature
+
+    def rounded(self, steps: np.ndarray) -> QuantisedArray:
+        """In steps of each row, [d_in]."""
+        prediction = self._prediction
+        pays = prediction is not None and prediction_pays(self.matrix, steps, self.curvature.right, prediction)
+        rounding, exponents = self._predicted if pays else self._plain, step_exponent(steps)
+        lower = self.curvature.cholesky
+        symbols = _symbols(self.matrix, rounding, exponents, lower / np.diag(lower))
+        return QuantisedArray(symbols, exponents, rounding.lattice)
+
+    @cached_property
+    def _prediction(self) -> np.ndarray | None:
+        rows, columns = self.matrix.shape
+        return predict_columns(self.matrix) if rows >= PREDICTED_SHARE * columns else None
+
+    @cached_property
+    def _plain(self) -> Rounding:
+        return Rounding.of(self.matrix, self.curvature.right)
+
+    @cached_property
+    def _predicted(self) -> Rounding:
+        return Rounding.of(self.matrix, self.curvature.right, self._prediction)
+
+
+def _prepared(matrix: np.ndarray, curvature: Curvature) -> Prepared:
+    """The latest matrix of a curvature is kept: searches round one matrix at many steps."""
+    known = curvature.known.get("prepared")
+    if known is None or not np.array_equal(known.matrix, matrix):
+        curvature.known["prepared"] = known = Prepared(matrix, curvature)
+    return known
 
 
 def _symbols(matrix: np.ndarray, rounding: Rounding, exponents: np.ndarray, feedback: np.ndarray) -> np.ndarray:

@@ -103,8 +103,8 @@ class _Truncated:
 
     def _split(self, name: str, curvature: Curvatures) -> tuple[np.ndarray, np.ndarray]:
         matrix, sides = np.asarray(self.own.matrices[name], np.float64), curvature.matrices[name]
-        left = np.eye(len(matrix)) if self.options.whiten == "no" else sides.left()
-        right = sides.right() if self.options.whiten == "both" else np.eye(matrix.shape[1])
+        left = np.eye(len(matrix)) if self.options.whiten == "no" else sides.left
+        right = sides.right if self.options.whiten == "both" else np.eye(matrix.shape[1])
         u, values, v = np.linalg.svd(left @ matrix @ right, full_matrices=False)
         root = np.sqrt(values)
         return np.linalg.solve(left, u * root), np.linalg.solve(right.T, v.T * root).T

@@ -153,8 +153,8 @@ def test_factors_of_a_product_are_measured_through_each_other() -> None:
     assert predicted(of_first, error) == pytest.approx(predicted(curvature, error @ second), rel=1e-4)
     error = rng.normal(size=(2, 4))
     assert predicted(of_second, error) == pytest.approx(predicted(curvature, first @ error), rel=1e-4)
-    np.testing.assert_allclose(curvature.left() @ curvature.left(), curvature.inputs)
-    np.testing.assert_allclose(curvature.right() @ curvature.right(), curvature.outputs)
+    np.testing.assert_allclose(curvature.left @ curvature.left, curvature.inputs)
+    np.testing.assert_allclose(curvature.right @ curvature.right, curvature.outputs)
 
 
 def test_a_direction_that_no_input_takes_still_has_a_step() -> None:
