@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from estimators.behaviour import cheapest_for_behaviour
 from estimators.conduct import Conduct, bench_seal
-from estimators.fidelity import Attempt, Bench
+from estimators.fidelity import Attempt, Bench, Coding
 from estimators.first_use import static_curve
 from estimators.intervals import compare_pairs
 from estimators.kernels import Damage
@@ -29,9 +29,10 @@ from estimators.verification.audit import Finding, audit
 from mdl.errors import MessageError
 from mdl.ledger import Comparison, Entry, Published, Score, Scorecard, ratio_stderr
 from mdl.message import Message
-from mdl.protocols import Explanation
+from mdl.protocols import Explanation, Settings
 from mdl.receiver import Receiver, Streams
 from mdl.state import StreamLength
+from mdl.streams import Coded
 from mdl.task import ACTIVATIONS, BEHAVIOUR, Task
 
 STATIC_SOURCE = "semi-adaptive tables and parametric codes, constriction's ANS"
@@ -58,6 +59,8 @@ class SurpriseAccounting:
     task: Task
     horizon: float
     seed: int = 0
+    # The codes of each explanation's latest state: their parameters are slow to fit, and serve its next one.
+    codes: dict[str, Coded] = field(default_factory=dict, repr=False)
 
     @cached_property
     def bench(self) -> Bench:
@@ -127,6 +130,20 @@ class SurpriseAccounting:
         notes = (*getattr(explanation, "notes", ()), *self.bench.evaluator.notes)
         return [replace(f, score=replace(f.score, curve=curve, notes=(*f.score.notes, *notes))) for f in scored]
 
+    def score_at(self, explanation: Explanation, settings: Mapping[str, float | str]) -> Scored:
+        """Behaviour at settings that are known (`Score.settings`, of whatever explanation with the same knobs) in the
+        place of a search. **Raises:** as `score`."""
+        conduct = Conduct.of(self.bench, explanation, self.sealed)
+        metric = next(m for m in self.bench.metrics if m.name == settings["metric"])
+        solver = Solver(self.bench, explanation, metric, float(settings["step"]))
+        solver.knobs = {name: float(settings[name]) for name in explanation.knobs}
+        solver.coded = self.codes.get(explanation.name)
+        known = Settings(self.horizon, solver.step, metric.root, dict(solver.knobs))
+        coding = Coding.prepare(self.bench, explanation, metric, known, solver.step, None, solver.prices)
+        found = self._as_behaviour(coding, solver, conduct, self.bench.evaluations)()
+        conduct.finish()
+        return found
+
     def verify(self, card: Scorecard, sent: Mapping[str, tuple[bytes, Streams]]) -> list[Finding]:
         """Decode what was sent (message and streams, by message file) in fresh processes, and work every figure of a
         scorecard out again."""
@@ -150,15 +167,19 @@ class SurpriseAccounting:
     ) -> Callable[[], Scored]:
         before = self.bench.evaluations
         coding = cheapest_for_behaviour(self.bench, explanation, solver, solutions)
+        return self._as_behaviour(coding, solver, conduct, before)
+
+    def _as_behaviour(self, coding: Coding, solver: Solver, conduct: Conduct, before: int) -> Callable[[], Scored]:
         attempt = coding.attempt(self.bench, self.bench.held_out)
         conduct.check(attempt)
-        claim = Claim(explanation.name, BEHAVIOUR, None, self.horizon, self.bench.evaluations - before)
+        claim = Claim(coding.explanation.name, BEHAVIOUR, None, self.horizon, self.bench.evaluations - before)
         return self._claimed(claim, solver, attempt)
 
     def _claimed(self, claim: Claim, solver: Solver, attempt: Attempt) -> Callable[[], Scored]:
         """Start to write the streams. What is returned waits for them, and gives the score of what they and the message
         say: entropy coding takes seconds, in which the search goes on."""
         state, codes = solver.send(attempt, self.bench.held_out)
+        self.codes[claim.explanation] = state
         writing = self.writer.submit(Streams.write, state, codes)
         settings: dict[str, float | str] = {"metric": attempt.metric, "step": attempt.step, **attempt.settings.knobs}
         receiver, inputs = Receiver.of(attempt.message.data), self.bench.held_out.sample.inputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,16 @@ import numpy as np
 from decompositions.weights import parts
 from decompositions.weights.components import Components
 from decompositions.weights.factors import Factors
+from estimators.accounting import SurpriseAccounting
 from experiments.weight_truth.cases import Case, match
+from mdl import plugins
 from mdl.ledger import Score
-from mdl.score import compare
-from mdl.task import BEHAVIOUR
+from mdl.models.vectors import VECTORS
+from mdl.protocols import Explanation
+from mdl.score import load_data
+from mdl.task import BEHAVIOUR, Task, build_task
 
-HORIZONS = (1.0, 4.0, 32.0)  # for which precisions are chosen; a sender takes the message that is shorter at N
+HORIZONS = (1.0, 4.0, 32.0, 256.0)  # for which precisions are chosen; a sender takes the message that is shorter at N
 GRID = np.unique(np.round(np.logspace(0, 4, 81), 3))
 TRUTH, WHOLE, WEIGHTS, NOTHING = "truth", "one part", "weights", "nothing"
 
@@ -48,15 +52,17 @@ def _record(score: Score) -> dict[str, float]:
 
 def contest(case: Case, further: Mapping[str, Factors] | None = None) -> dict[str, Any]:
     """Scores of everything under behaviour, as plain numbers. `further`: other decompositions to be compared."""
-    network, weights = case.model.network, case.model.weights
+    model = case.model
+    network, weights = model.network, model.weights
     assert network is not None
     assert weights is not None
     named = {TRUTH: case.truth.factors, WHOLE: parts.whole(network, weights), **case.rivals, **(further or {})}
-    explanations = [*(Components(object=f, name=name) for name, f in named.items()), WEIGHTS]
+    task = build_task(model, VECTORS, load_data(model), lambda *_: None)
+    components = [Components(object=f, name=name).fit(task.for_fitting()) for name, f in named.items()]
+    others = [plugins.make_decomposition(name).fit(task.for_fitting()) for name in (NOTHING, WEIGHTS)]
     scores: dict[str, list[Score]] = {}
     for horizon in HORIZONS:
-        card = compare(case.model, explanations=explanations, phenomena=[BEHAVIOUR], horizon=horizon)
-        for score in card.scores:
+        for score in _scores(task, horizon, components, others):
             scores.setdefault(score.explanation, []).append(score)
     lines = {name: Line.of(found) for name, found in scores.items()}
     counts = {name: f.n_components for name, f in named.items()}
@@ -69,6 +75,23 @@ def contest(case: Case, further: Mapping[str, Factors] | None = None) -> dict[st
         "crossing": crossing(lines[TRUTH].totals, lines[WHOLE].totals),
         "predicted": predicted_crossing(lines, counts),
     }
+
+
+def _scores(
+    task: Task, horizon: float, components: Sequence[Explanation], others: Sequence[Explanation]
+) -> Iterator[Score]:
+    """Of everything, with precisions for one horizon. All components are scored at whatever settings the search found
+    for any of them: what a part more or less costs is a few bits, and luck in the search is as much."""
+    estimator = SurpriseAccounting(task, horizon)
+    found = {e.name: estimator.score(e, [BEHAVIOUR], [], lambda *_: None)[0].score for e in (*components, *others)}
+    yield from found.values()
+    tried = {e.name: dict(found[e.name].settings) for e in components}
+    for explanation in components:
+        own = [tried[explanation.name]]
+        for settings in tried.values():
+            if settings not in own:
+                own.append(settings)
+                yield estimator.score_at(explanation, settings).score
 
 
 def crossing(truth: np.ndarray, whole: np.ndarray) -> float | None:
