@@ -74,7 +74,7 @@ def default_explanations(model: AnyModel, region_text: str) -> list[str]:
     if region.output == "logits":
         return names
     if isinstance(model, Model):
-        names += ["token-pairs"] if region.input == "tokens" else ["token-pairs", "weights"]
+        names += ["token-pairs", "weights"]
     if region.input != "tokens" or (isinstance(model, Model) and model.config.tied):
         names.append("affine")
     width = model.site_width(region.output)

@@ -10,14 +10,15 @@ import pytest
 
 from decompositions.weights.components import Components
 from decompositions.weights.yardsticks import Neurons, Weights
-from estimators.behaviour import FIRST_EXPONENTS, MOST_OF_ROWS, Search, cheapest_for_behaviour
+from estimators.accounting import SurpriseAccounting
+from estimators.behaviour import OF_ROWS, Search, cheapest_for_behaviour
 from estimators.fidelity import Bench
 from estimators.prices import Prices
 from estimators.solver import Solver
 from mdl.data import from_rows
 from mdl.models import Vectors
 from mdl.models.toys.gated import GatedFunctions, gated_functions, gated_inputs
-from mdl.task import Task, build_task
+from mdl.task import BEHAVIOUR, Task, build_task
 
 HORIZON = 300.0
 
@@ -47,9 +48,9 @@ def test_it_ends_no_worse_than_it_began(decomposition: Any, bench: Bench, task: 
     explanation = decomposition.fit(task.for_fitting())
     search, knobs = searched(bench, explanation), middle(explanation)
     coding = search.run(knobs)
-    assert len(search.found) <= MOST_OF_ROWS
+    assert len(search.found) <= OF_ROWS.most
     totals = {key: total for key, (total, _) in search.found.items()}
-    first = [search.total(e, knobs) for e in FIRST_EXPONENTS]
+    first = [search.total(e, knobs) for e in OF_ROWS.first]
     attempt = coding.attempt(bench, bench.probe)
     found = attempt.total + attempt.kl
     assert found == pytest.approx(min(totals.values()))
@@ -64,14 +65,14 @@ def test_what_is_minimised(bench: Bench, task: Task) -> None:
     """Static bits over N, and KL, of a function of the inputs; a step that is ten octaves finer is dearer."""
     explanation = Weights().fit(task.for_fitting())
     search = searched(bench, explanation)
-    total = search.total(0, {"static": 1.0})
+    total = search.total(0.0, {"static": 1.0})
     ((_, coding),) = search.found.values()
     attempt = coding.attempt(bench, bench.probe)
     by_hand = attempt.message.whole_bits / HORIZON + float(np.mean(attempt.damage.kl_bits))
     assert total == pytest.approx(by_hand, rel=1e-9)
-    assert search.total(0, {"static": 1.0}) == total
+    assert search.total(0.0, {"static": 1.0}) == total
     assert len(search.found) == 1  # asked for again, not worked out again
-    fine = search.total(-10, {"static": 1.0})
+    fine = search.total(-10.0, {"static": 1.0})
     kl = next(reversed(search.found.values()))[1].attempt(bench, bench.probe).kl
     assert fine > kl
     assert kl < attempt.kl
@@ -80,10 +81,10 @@ def test_what_is_minimised(bench: Bench, task: Task) -> None:
 def test_steps_that_cannot_be_taken_are_infinite(bench: Bench, task: Task) -> None:
     explanation = Weights().fit(task.for_fitting())
     search = searched(bench, explanation)
-    assert search.total(-100, {"static": 1.0}) == math.inf
-    for exponent in range(MOST_OF_ROWS):
-        search.found["filled", exponent] = search.found[-100, ("static", 1.0)]
-    assert search.total(0, {"static": 1.0}) == math.inf  # and so are those beyond the budget
+    assert search.total(-100.0, {"static": 1.0}) == math.inf
+    for exponent in range(OF_ROWS.most):
+        search.found["filled", exponent] = search.found[-100.0, ("static", 1.0)]
+    assert search.total(0.0, {"static": 1.0}) == math.inf  # and so are those beyond the budget
 
 
 def test_a_longer_horizon_affords_finer_weights(bench: Bench, task: Task) -> None:
@@ -95,3 +96,18 @@ def test_a_longer_horizon_affords_finer_weights(bench: Bench, task: Task) -> Non
         kl.append(coding.attempt(other, other.held_out).kl)
     assert kl[1] < 0.5 * kl[0]
     assert kl[0] < 1.5 * bench.null_kl
+
+
+def test_a_search_need_not_be_made_twice(task: Task) -> None:
+    """At the settings of a score comes the same score; at coarser ones a shorter message and a larger KL."""
+    estimator = SurpriseAccounting(task, HORIZON)
+    explanation = Components(parts="neurons").fit(task.for_fitting())
+    first = estimator.score(explanation, [BEHAVIOUR], [], lambda *_: None)[0].score
+    again = estimator.score_at(explanation, first.settings)
+    assert again.score.total(HORIZON) == first.total(HORIZON)
+    assert again.message
+    assert again.score.evaluations == 1
+    coarse = estimator.score_at(explanation, {**first.settings, "step": 4.0 * float(first.settings["step"])}).score
+    assert coarse.explanation == first.explanation
+    assert coarse.static.whole_bits < first.static.whole_bits
+    assert coarse.kl_bits > first.kl_bits
