@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import jax
 import numpy as np
@@ -37,11 +38,12 @@ SAME = 0.999  # one-to-one cosine above which a competitor is the truth
 
 @dataclass(frozen=True)
 class Case:
-    """A trained toy: what is explained, the truth, and its rivals by name."""
+    """A trained toy: what is explained, the truth, and its rivals by name. `gates`: as of `Components`."""
 
     model: Vectors
     truth: Truth
     rivals: Mapping[str, Factors]
+    gates: Literal["indices", "static"] = "indices"
 
 
 def superposition(features: int, hidden: int, seed: int, rotate: bool = False, identity: bool = False) -> Case:
@@ -88,7 +90,8 @@ def modular(p: int, seed: int) -> Case:
     trained = train_modular(seed, ModularAddition(p))
     inputs = modular_inputs(trained.network)
     model = Vectors.computed(trained.network, trained.weights, inputs, "modular addition", "categorical")
-    return _case(model, modular_truth(trained.network, trained.weights), seed)
+    # Every input needs every frequency: there is nothing to list.
+    return replace(_case(model, modular_truth(trained.network, trained.weights), seed), gates="static")
 
 
 CONTROLS: Mapping[str, Callable[[int], Case]] = {

@@ -58,7 +58,9 @@ def contest(case: Case, further: Mapping[str, Factors] | None = None) -> dict[st
     assert weights is not None
     named = {TRUTH: case.truth.factors, WHOLE: parts.whole(network, weights), **case.rivals, **(further or {})}
     task = build_task(model, VECTORS, load_data(model), lambda *_: None)
-    components = [Components(object=f, name=name).fit(task.for_fitting()) for name, f in named.items()]
+    components = [
+        Components(object=f, name=name, gates=case.gates).fit(task.for_fitting()) for name, f in named.items()
+    ]
     others = [plugins.make_decomposition(name).fit(task.for_fitting()) for name in (NOTHING, WEIGHTS)]
     scores: dict[str, list[Score]] = {}
     for horizon in HORIZONS:
