@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,70 +13,10 @@ from mdl.errors import ModelError
 from mdl.models.circuits.graph import Graph
 from mdl.models.circuits.masked import MaskedModel, masked_model, masked_run, masked_runs, write
 from mdl.models.circuits.outputs import Outputs, source_outputs
-from mdl.models.config import TransformerConfig
 from mdl.models.operators import Chain
-from mdl.models.transformer import Params, run
+from mdl.models.transformer import run
 from mdl.score import embedded_model
-
-BASE: dict[str, Any] = {"n_layers": 2, "d_model": 12, "n_heads": 4, "d_head": 3, "d_vocab": 17, "n_ctx": 9, "d_mlp": 10}
-ROTARY = {"positions": "rotary", "rotary_frequencies": (1.0,)}
-GATED = {"norm": "rms", "gated_mlp": True, "activation": "silu", "n_key_value_heads": 2}
-KINDS: dict[str, dict[str, Any]] = {
-    "gpt2": {"tied": True},
-    "scaled-by-layer": {"scale_by_inverse_layer": True, "activation": "relu"},
-    "attention-only": {"d_mlp": 0, "norm": "none", "positions": "none"},
-    "attention-only-norm": {"d_mlp": 0},
-    "neox": {"parallel": True, "activation": "gelu", **ROTARY},
-    "gpt-j": {"rotary_adjacent": True, "causal": False, **ROTARY},
-    "llama": {**ROTARY, **GATED},
-    "gemma2": {
-        **(ROTARY | GATED),
-        **{"post_norms": True, "attention_softcap": 2.0, "logit_softcap": 3.0, "windows": (3, None)},
-        **{"embedding_scale": 3.5, "tied": True, "attention_scale": 0.4},
-    },
-    "post-norms-with-biases": {"post_norms": True},
-    "final-rms": {"final_norm": "rms", "d_vocab_out": 5},
-}
-
-
-def random_model(kind: str, seed: int = 0) -> tuple[TransformerConfig, Params]:
-    """Random weights; biases and norms' weights everywhere the kind may have them."""
-    config = TransformerConfig(**(BASE | KINDS[kind]))
-    rng = np.random.default_rng(seed)
-    d, h, g, e, n = config.d_model, config.n_heads, config.key_value_heads, config.d_head, config.d_mlp
-
-    def draw(*shape: int, scale: float = 0.4) -> jax.Array:
-        return jnp.asarray(scale * rng.standard_normal(shape), jnp.float32)
-
-    def norm() -> Params:
-        weights = {"w": 1 + draw(d, scale=0.2)}
-        return weights if config.norm == "rms" else {**weights, "b": draw(d)}
-
-    def block() -> Params:
-        heads = {f"W_{name}": draw(count, d, e) for name, count in zip("QKV", (h, g, g), strict=True)}
-        biases = {f"b_{name}": draw(count, e) for name, count in zip("QKV", (h, g, g), strict=True)}
-        out: Params = {"attn": {**heads, **biases, "W_O": draw(h, e, d)}, "ln1": norm()}
-        if kind != "gemma2":
-            out["attn"]["b_O"] = draw(d)
-        if config.post_norms:
-            out |= {"ln1_post": norm(), "ln2_post": norm()}
-        if n:
-            out |= {"ln2": norm(), "mlp": {"W_in": draw(d, n), "W_out": draw(n, d), "b_out": draw(d), "b_in": draw(n)}}
-            if config.gated_mlp:
-                out["mlp"]["W_gate"] = draw(d, n)
-        return out
-
-    params: Params = {"embed": {"W_E": draw(config.d_vocab, d)}, "ln_final": norm()}
-    params["blocks"] = [block() for _ in range(config.n_layers)]
-    if config.positions == "learned":
-        params["pos_embed"] = {"W_pos": draw(config.n_ctx, d)}
-    if not config.tied:
-        params["unembed"] = {"W_U": draw(d, config.n_logits), "b_U": draw(config.n_logits)}
-    return config, params
-
-
-def tokens_of(config: TransformerConfig, seed: int = 1, batch: int = 2, positions: int = 7) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, config.d_vocab, (batch, positions)).astype(np.int32)
+from tests.models.circuits.random_models import KINDS, mask_of, random_model, tokens_of
 
 
 def ready(kind: str, neurons: bool = False, scored: np.ndarray | None = None) -> tuple[MaskedModel, np.ndarray]:
@@ -90,11 +29,6 @@ def ready(kind: str, neurons: bool = False, scored: np.ndarray | None = None) ->
 
 def plain(model: MaskedModel, tokens: np.ndarray) -> jax.Array:
     return run(model.config, model.params, tokens, ["logits"])["logits"]
-
-
-def random_masks(graph: Graph, count: int, seed: int = 3) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return graph.possible & (rng.random((count, *graph.possible.shape)) < 0.6)
 
 
 @pytest.mark.parametrize("neurons", [False, True])
@@ -131,7 +65,7 @@ def test_outputs_of_sources_add_up_to_the_stream(kind: str) -> None:
 def test_one_mask_at_every_position_is_that_mask(kind: str) -> None:
     for neurons in (False, True):
         model, tokens = ready(kind, neurons)
-        mask = random_masks(model.graph, 1)[0]
+        mask = mask_of(model.graph)
         repeated = np.broadcast_to(mask, (tokens.shape[1], *mask.shape))
         assert np.abs(masked_run(model, repeated) - masked_run(model, mask)).max() < 1e-5
 
@@ -149,7 +83,7 @@ def test_a_position_of_its_own_mask_changes_nothing_before_it() -> None:
 def test_chunks_skipping_and_scored_positions_change_nothing(kind: str) -> None:
     scored = np.array([[1, 6], [0, 3]])
     model, tokens = ready(kind)
-    masks = random_masks(model.graph, 5)
+    masks = np.stack([mask_of(model.graph, seed) for seed in range(5)])
     masks[1], masks[2, :, 3:], masks[4, 5:] = False, False, False
     each = jnp.stack([masked_run(model, mask) for mask in masks])
     wanted = jnp.take_along_axis(each, scored[None, ..., None], 2)
@@ -163,7 +97,7 @@ def test_chunks_skipping_and_scored_positions_change_nothing(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "neox", "attention-only", "post-norms-with-biases"])
 def test_a_run_from_a_layer_is_the_whole_run(kind: str) -> None:
     model, _ = ready(kind)
-    first, second = random_masks(model.graph, 2)
+    first, second = mask_of(model.graph, 3), mask_of(model.graph, 4)
     first_later = model.graph.inputs(1).start
     second[:, :first_later] = first[:, :first_later]
     before = write(model, first)
