@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,8 @@ class Outputs:
     `neurons`: activations, which multiply rows of `W_out`, [N], [N, T] or [B, N, T].
     """
 
-    nodes: Array
-    neurons: Array
+    nodes: Any  # arrays; under `jax.tree.map` whatever the function makes of them
+    neurons: Any
 
 
 Values = Array | Outputs

@@ -70,11 +70,10 @@ def test_where_everything_is_linear_all_are_exact() -> None:
 
 
 def test_eap_is_the_derivative_of_the_mask_in_the_plain_run() -> None:
-    for neurons in (False, True):
-        model = ready("gemma2", neurons=neurons)
-        ones = jnp.asarray(model.graph.possible, jnp.float32)
-        gradient = jax.grad(lambda mask, m=model: difference(masked_run(m, mask), mask))(ones)
-        assert np.abs(eap(model, difference) + np.asarray(gradient)).max() < 1e-4 * np.abs(gradient).max()
+    model = ready("gemma2", neurons=True)
+    ones = jnp.asarray(model.graph.possible, jnp.float32)
+    gradient = jax.jit(jax.grad(lambda mask: difference(masked_run(model, mask), mask)))(ones)
+    assert np.abs(eap(model, difference) + np.asarray(gradient)).max() < 1e-4 * np.abs(gradient).max()
 
 
 @pytest.mark.parametrize("metric", [mean_kl, difference])
