@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from mdl.errors import ModelError
 from mdl.models.circuits.graph import Graph
@@ -39,7 +39,7 @@ from mdl.models.config import TransformerConfig
 from mdl.models.sites import Sites
 from mdl.models.transformer import Params, attend, embed, mlp, neurons, normalize, unembed
 
-Mask = Float[Array, "*t s d"] | Bool[Array, "*t s d"]
+TOGETHER = 32  # outputs of nodes that one product reads, at least
 
 
 @jax.tree_util.register_dataclass
@@ -165,13 +165,37 @@ class _Pass:
     nudges: Array | None
     deltas: list[Array]
     constants: list[Array]
+    groups: list[tuple[int, int, Array]] = field(default_factory=list)
+
+    def group(self) -> None:
+        """Put the outputs of nodes together, once there are enough: first piece, last but one, deltas.
+
+        One product reads a group. To put all together for every product would cost more than the products, and one
+        product a piece nearly as much.
+        """
+        together = self._ungrouped(len(self.deltas))
+        if together and together[0][2].shape[0] >= TOGETHER:
+            self.groups.extend(together)
+
+    def _ungrouped(self, count: int) -> list[tuple[int, int, Array]]:
+        first = self.groups[-1][1] if self.groups else 0
+        nodes = [delta for delta in self.deltas[first:count] if delta.ndim == 4]
+        return [(first, count, jnp.concatenate(nodes))] if nodes else []
+
+    def _rows(self, first: int, stop: int, inputs: slice) -> Array:
+        """The mask of nodes among some pieces."""
+        places = [i for i in range(first, stop) if self.deltas[i].ndim == 4]
+        return jnp.concatenate([self.mask[..., self.model.graph.pieces[i], inputs] for i in places], -2)
 
     def read(self, count: int, inputs: slice) -> Float[Array, "n b t d"]:
         """What some destinations read when `count` pieces are written."""
-        rows, nodes, neuron_parts = _split(self.model.graph, self.mask[..., inputs], self.deltas[:count])
-        stream = self.model.bases[count] + self.constants[count] + _mix(rows, nodes)
-        for part, activations, layer in neuron_parts:
-            stream = stream + _mix_neurons(part, activations, neuron_rows(self.model.config, self._block(layer)))
+        stream = self.model.bases[count] + self.constants[count]
+        for first, stop, deltas in [*self.groups, *self._ungrouped(count)]:
+            stream = stream + _mix(self._rows(first, stop, inputs), deltas)
+        for i in range(2, count, 2) if self.model.graph.neurons else ():
+            rows = self.mask[..., self.model.graph.pieces[i], inputs]
+            directions = neuron_rows(self.model.config, self._block(i // 2 - 1))
+            stream = stream + _mix_neurons(rows, self.deltas[i], directions)
         return stream if self.nudges is None else stream + self.nudges[inputs]
 
     def read_scored(self) -> Float[Array, "b k d"]:
@@ -238,26 +262,9 @@ class _Pass:
         return block
 
 
-def _split(
-    graph: Graph, columns: Array, deltas: list[Array]
-) -> tuple[list[Array], list[Array], list[tuple[Array, Array, int]]]:
-    """Rows of the mask and deltas of nodes; rows, deltas and layer of neurons."""
-    rows, nodes, neuron_parts = [], [], []
-    for i, delta in enumerate(deltas):
-        part = columns[..., graph.pieces[i], :]
-        if delta.ndim == 3:
-            neuron_parts.append((part, delta, i // 2 - 1))
-        else:
-            rows.append(part)
-            nodes.append(delta)
-    return rows, nodes, neuron_parts
-
-
-@jax.checkpoint
-def _mix(rows: list[Array], deltas: list[Array]) -> Float[Array, "n b t d"]:
-    """sum_s m_sn (o_s - a_s). For a derivative the sources are put together again, rather than kept for each layer."""
-    weights, sources = jnp.concatenate(rows, -2), jnp.concatenate(deltas)
-    return jnp.einsum("tsn,sbtd->nbtd" if weights.ndim == 3 else "sn,sbtd->nbtd", weights, sources)
+def _mix(rows: Float[Array, "*t s n"], deltas: Float[Array, "s b t d"]) -> Float[Array, "n b t d"]:
+    """sum_s m_sn (o_s - a_s)."""
+    return jnp.einsum("tsn,sbtd->nbtd" if rows.ndim == 3 else "sn,sbtd->nbtd", rows, deltas)
 
 
 def _mix_neurons(rows: Array, activations: Array, directions: Array) -> Float[Array, "n b t d"]:
@@ -272,7 +279,9 @@ def _normed(config: TransformerConfig, block: Params, name: str, x: Float[Array,
 
 def _project(params: Params, name: str, x: Float[Array, "h b t d"]) -> Float[Array, "b t h e"]:
     """Queries, keys or values, each head from its own input."""
-    out = jnp.einsum("hbtd,hde->bthe", x, params[f"W_{name}"])
+    # The barrier keeps XLA from making the product transposed, which takes three times as long on a CPU.
+    product = jax.lax.optimization_barrier(jnp.einsum("hbtd,hde->hbte", x, params[f"W_{name}"]))
+    out = jnp.moveaxis(product, 0, 2)
     return out + params[f"b_{name}"] if f"b_{name}" in params else out
 
 
@@ -291,6 +300,7 @@ def _forward(
             begun = list(written.deltas[:count]), list(written.constants[: count + 1])
         now = _Pass(model, checked, skip, nudges, *begun)
         for index in range(layer, graph.n_layers):
+            now.group()
             now.heads(index)
             if graph.mlps:
                 now.mlp(index)
