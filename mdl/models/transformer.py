@@ -93,14 +93,16 @@ def _allowed(config: TransformerConfig, layer: int, positions: int) -> Array:
     return allowed if window is None else allowed & (distance < window)
 
 
-def attention(
-    config: TransformerConfig, params: Params, layer: int, x: Float[Array, "b t d"], sites: Sites
-) -> Float[Array, "b t d"]:
-    """Multi-head (or grouped-query) attention over the normalised input `x`."""
+def attend(
+    config: TransformerConfig,
+    layer: int,
+    q: Float[Array, "b t h e"],
+    k: Float[Array, "b t g e"],
+    v: Float[Array, "b t g e"],
+    sites: Sites,
+) -> Float[Array, "b t h e"]:
+    """Each head's mixture of values (`hook_z`) from queries, keys and values; there may be fewer of the latter."""
     prefix = f"blocks.{layer}.attn"
-    q = sites(f"{prefix}.hook_q", _project(config, params, "Q", x))
-    k = sites(f"{prefix}.hook_k", _project(config, params, "K", x))
-    v = sites(f"{prefix}.hook_v", _project(config, params, "V", x))
     if config.positions == "rotary":
         q = sites(f"{prefix}.hook_rot_q", rotate(q, config.rotary_frequencies, config.rotary_adjacent))
         k = sites(f"{prefix}.hook_rot_k", rotate(k, config.rotary_frequencies, config.rotary_adjacent))
@@ -110,10 +112,21 @@ def attention(
     scores = jnp.einsum("bthe,bshe->bhts", q, k) * scale
     if config.attention_softcap is not None:
         scores = config.attention_softcap * jnp.tanh(scores / config.attention_softcap)
-    scores = jnp.where(_allowed(config, layer, x.shape[1]), scores, -jnp.inf)
+    scores = jnp.where(_allowed(config, layer, q.shape[1]), scores, -jnp.inf)
     pattern = jax.nn.softmax(sites(f"{prefix}.hook_attn_scores", scores), -1)
     pattern = sites(f"{prefix}.hook_pattern", pattern)
-    z = sites(f"{prefix}.hook_z", jnp.einsum("bhts,bshe->bthe", pattern, v))
+    return sites(f"{prefix}.hook_z", jnp.einsum("bhts,bshe->bthe", pattern, v))
+
+
+def attention(
+    config: TransformerConfig, params: Params, layer: int, x: Float[Array, "b t d"], sites: Sites
+) -> Float[Array, "b t d"]:
+    """Multi-head (or grouped-query) attention over the normalised input `x`."""
+    prefix = f"blocks.{layer}.attn"
+    q = sites(f"{prefix}.hook_q", _project(config, params, "Q", x))
+    k = sites(f"{prefix}.hook_k", _project(config, params, "K", x))
+    v = sites(f"{prefix}.hook_v", _project(config, params, "V", x))
+    z = attend(config, layer, q, k, v, sites)
     if isinstance(params["W_O"], Operator):
         out = params["W_O"](z.reshape(*z.shape[:2], -1))
     else:
@@ -126,8 +139,10 @@ def _linear(params: Params, name: str, x: Float[Array, "b t i"]) -> Float[Array,
     return out + params[f"b_{name}"] if f"b_{name}" in params else out
 
 
-def mlp(config: TransformerConfig, params: Params, layer: int, x: Float[Array, "b t d"], sites: Sites) -> Array:
-    """`act(x W_in + b_in) W_out + b_out`; gated, `W_out` reads `act(x W_gate + b_gate) (x W_in + b_in) + b_post`."""
+def neurons(
+    config: TransformerConfig, params: Params, layer: int, x: Float[Array, "b t d"], sites: Sites
+) -> Float[Array, "b t n"]:
+    """What `W_out` reads: `act(x W_in + b_in)`; gated, `act(x W_gate + b_gate) (x W_in + b_in) + b_post`."""
     prefix = f"blocks.{layer}.mlp"
     act = ACTIVATIONS[config.activation]
     pre = sites(f"{prefix}.hook_pre", _linear(params, "gate" if config.gated_mlp else "in", x))
@@ -135,7 +150,12 @@ def mlp(config: TransformerConfig, params: Params, layer: int, x: Float[Array, "
     if config.gated_mlp:
         post = post * sites(f"{prefix}.hook_pre_linear", _linear(params, "in", x))
         post = post + params["b_post"] if "b_post" in params else post
-    return _linear(params, "out", sites(f"{prefix}.hook_post", post))
+    return sites(f"{prefix}.hook_post", post)
+
+
+def mlp(config: TransformerConfig, params: Params, layer: int, x: Float[Array, "b t d"], sites: Sites) -> Array:
+    """`neurons W_out + b_out`."""
+    return _linear(params, "out", neurons(config, params, layer, x, sites))
 
 
 def _half(config: TransformerConfig, params: Params, layer: int, x: Array, sites: Sites, which: str) -> Array:

@@ -4,7 +4,7 @@ Sources in the order in which they are computed: `input` (the embedding, positio
 heads `a0.h0`, `a0.h1`, ... and the MLP `m0` (or its neurons `m0.n0`, `m0.n1`, ...). Destinations: for each layer the
 heads' inputs `a0.h0<q>`, ..., `a0.h0<k>`, ..., `a0.h0<v>`, ..., then `m0`; at the end `logits`. Under grouped-query
 attention there are as many key and value inputs as key-value heads. Biases of attention outputs are no node's: they are
-constants of the stream, which everybody reads.
+constants of the stream, which everybody reads; so are those of MLP outputs where neurons are sources.
 
 Names and order are those of EAP-IG (Hanna et al. 2024, arXiv:2403.17806), whose score matrices have these rows and
 columns: 157 sources by 445 destinations with 32,491 edges for GPT-2 small.
@@ -76,6 +76,26 @@ class Graph:
         found: np.ndarray = written[:, None] < read[None]
         found.setflags(write=False)
         return found
+
+    @cached_property
+    def pieces(self) -> tuple[slice, ...]:
+        """Sources that are written together, in order: `input`, then each layer's heads and its MLP or neurons."""
+        widths = [self.n_heads, *([self.neurons or 1] if self.mlps else [])]
+        ends = np.cumsum([1, *self.n_layers * widths]).tolist()
+        return tuple(slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True))
+
+    def written_before(self, layer: int, mlp: bool = False) -> int:
+        """How many pieces there are when the heads of a layer read, or its MLP; `n_layers` for the logits."""
+        per_layer = 2 if self.mlps else 1
+        return 1 + per_layer * layer + int(mlp and not self.parallel)
+
+    def inputs(self, layer: int, mlp: bool = False) -> slice:
+        """The destinations of a layer's heads (queries, keys, values), or of its MLP; `n_layers` for the logits."""
+        heads = self.n_heads + 2 * self.key_value_heads
+        first = layer * (heads + int(self.mlps))
+        if layer == self.n_layers:
+            return slice(first, first + 1)
+        return slice(first + heads, first + heads + 1) if mlp else slice(first, first + heads)
 
     @property
     def n_edges(self) -> int:

@@ -1,0 +1,1 @@
+"""Masked forward passes a second, here and in torch."""
