@@ -29,7 +29,12 @@ class EdgeLayout:
 
     def __post_init__(self) -> None:
         shape = self.possible.shape
-        if self.possible.dtype != bool or len(shape) != 2 or self.classes.shape != shape or len(self.owners) != shape[1]:
+        if (
+            self.possible.dtype != bool
+            or len(shape) != 2
+            or self.classes.shape != shape
+            or len(self.owners) != shape[1]
+        ):
             raise CodeError(
                 f"possible edges {shape} of {self.possible.dtype}, classes {self.classes.shape} and {len(self.owners)} "
                 "owners: a bool and an integer table of sources by destinations, and an owner for each destination"

@@ -94,7 +94,12 @@ def save_eap_ig(path: Path, circuit: LoadedCircuit, d_model: int) -> None:
         raise ModelError("EAP-IG's graphs have an MLP in every layer; this model has none")
     edges = np.zeros(graph.possible.shape, bool) if circuit.edges is None else circuit.edges
     scores = np.zeros(edges.shape) if circuit.scores is None else np.nan_to_num(circuit.scores)
-    shape = {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": graph.parallel, "d_model": d_model}
+    shape = {
+        "n_layers": graph.n_layers,
+        "n_heads": graph.n_heads,
+        "parallel_attn_mlp": graph.parallel,
+        "d_model": d_model,
+    }
     if path.suffix == ".json":
         path.write_text(json.dumps(_as_json(graph, edges, scores, shape)))
         return

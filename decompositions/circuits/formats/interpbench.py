@@ -53,5 +53,7 @@ def from_pairs(content: Any, graph: Graph) -> LoadedCircuit:
 def _node(name: str) -> tuple[str, int | None]:
     match = _NODE.fullmatch(name)
     if match is None:
-        raise ExplanationError(f"interpbench: {name!r} is no hook with a head behind it, as in 'blocks.0.hook_q_input[2]'")
+        raise ExplanationError(
+            f"interpbench: {name!r} is no hook with a head behind it, as in 'blocks.0.hook_q_input[2]'"
+        )
     return match[1], None if match[2] is None else int(match[2])

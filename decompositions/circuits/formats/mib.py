@@ -35,7 +35,7 @@ class Submission:
     def at(self, share: float) -> np.ndarray:
         """The circuit for a share of the edges, bool [sources, destinations], without dead ends.
 
-        Of scores the int(share * E) largest. **Raises:** `ExplanationError` for a share that is not one of `SHARES`
+        Of scores the int(share * E) largest; a circuit that was submitted may be empty. **Raises:** `ExplanationError` for a share that is not one of `SHARES`
         where circuits were submitted, or too few edges to make a path.
         """
         if self.scored:
@@ -43,7 +43,7 @@ class Submission:
             return self.circuits[0].top(int(share * graph.n_edges))
         if share not in SHARES:
             raise ExplanationError(f"a share of {share}; circuits were submitted for {', '.join(map(str, SHARES))}")
-        return self.circuits[SHARES.index(share)].chosen()
+        return _edges(self.circuits[SHARES.index(share)])
 
 
 def submission_files(folder: Path) -> list[Path]:
@@ -68,9 +68,14 @@ def load_submission(folder: Path, graph: Graph) -> Submission:
         if found[0].scores is None:
             raise ExplanationError(f"mib: {files[0]} is alone and has no scores")
         return Submission(tuple(found))
-    pairs = sorted(zip(found, files, strict=True), key=lambda pair: int(pair[0].chosen().sum()))
+    pairs = sorted(zip(found, files, strict=True), key=lambda pair: int(_edges(pair[0]).sum()))
     for share, (circuit, path) in zip(SHARES, pairs, strict=True):
-        size, most = int(circuit.chosen().sum()), share * graph.n_edges
+        size, most = int(_edges(circuit).sum()), share * graph.n_edges
         if size > most:
             raise ExplanationError(f"mib: {path} has {size} edges, beyond {share:.1%} of {graph.n_edges}")
     return Submission(tuple(circuit for circuit, _ in pairs))
+
+
+def _edges(circuit: LoadedCircuit) -> np.ndarray:
+    """The edges of a submitted circuit; none is a circuit too, where a share is less than a path."""
+    return np.zeros(circuit.graph.possible.shape, bool) if circuit.edges is None else circuit.edges
