@@ -10,10 +10,10 @@ A menu of codes, the choice charged at log2 of their number:
 | gated | the same, adaptively within each destination |
 | rates | the same, by the product of three adaptive rates: of the source, of the destination, of the edge's class |
 
-Every one is a prefix code that decodes to the same table. Their lengths fall again when more than half of the edges are
-there: a table that is nearly full is cheap to name, rightly, for what is dear about a nearly full circuit is the weights
-that it keeps, and these are charged elsewhere. Where edges alone are charged (a pointer into a model that is known), a
-length that only grows with k is `list_bits`.
+Every one is a prefix code that decodes to the same table. Their lengths fall again when more than half of the edges
+are there: a table that is nearly full is cheap to name, rightly, for what is dear about a nearly full circuit is the
+weights that it keeps, and these are charged elsewhere. Where edges alone are charged (a pointer into a model that is
+known), a length that only grows with k is `list_bits`.
 
 Probabilities come from additions, multiplications and divisions alone, so that every machine gets the same bytes.
 """
@@ -179,7 +179,7 @@ class RowCode:
 class GatedCode:
     """Which sources and destinations have an edge, then the edges among them, of which each has one or more.
 
-    **Arguments:** `within`: what an edge's probability is learned from: every edge (`nodes`), its destination (`gated`).
+    **Arguments:** `within`: what probabilities are learned from: all edges (`nodes`), or a destination's (`gated`).
     """
 
     within: str
@@ -260,7 +260,7 @@ class _Gates:
 
     @classmethod
     def of(cls, edges: np.ndarray, layout: EdgeLayout) -> _Gates:
-        return cls(edges.any(1), edges.any(0), layout)
+        return cls(np.asarray(edges.any(1)), np.asarray(edges.any(0)), layout)
 
     @property
     def possible(self) -> np.ndarray:

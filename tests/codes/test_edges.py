@@ -112,7 +112,7 @@ def test_what_is_no_circuit_is_refused() -> None:
     layout = edge_layout(SMALL)
     beyond = layout.possible.copy()
     beyond[-1, 0] = True
-    with pytest.raises(MessageError, match="1 of .* edges are not possible"):
+    with pytest.raises(MessageError, match=r"1 of .* edges are not possible"):
         encode_edges(beyond, layout)
     with pytest.raises(MessageError, match="another model"):
         edge_bits(layout.possible[:-1], layout)

@@ -3,10 +3,10 @@
 | format | file | read | written |
 | --- | --- | --- | --- |
 | `eap-ig` | EAP-IG's and MIB's json and pt | edges, scores | yes |
-| `mib` | a submission's folder for one task and model | edges or scores, each with its share of the edges | |
+| `mib` | a submission's folder for one task and model | edges or scores, each with its share | |
 | `acdc` | ACDC's pth (`save_subgraph`) and pkl (`save_edges`) | edges, effects | pth |
 | `interpbench` | InterpBench's edges.pkl | edges | |
-| `auto-circuit`, `auto-circuit-masks` | AutoCircuit's PruneScores; its patch masks, 1 for ablated | edges or scores | both |
+| `auto-circuit`, `auto-circuit-masks` | AutoCircuit's PruneScores; patch masks, 1 for ablated | edges, scores | both |
 | `edge-pruning` | Edge Pruning's edges.json | edges | yes |
 | `feature-circuits` | sparse feature circuits, pt | features and error terms, by `load_features` | |
 | `circuit-tracer` | attribution graphs, pt | a graph of features, by `load_features` | |

@@ -1,10 +1,10 @@
 """ACDC's circuits (Conmy et al. 2023, arXiv:2304.14997): `save_subgraph`'s pth and `save_edges`'s pkl.
 
-Both name a child hook and a parent hook, each with an index such as (None, None, head). Apart from edges of the residual
-stream they hold edges inside nodes (hook_q_input to hook_q to hook_result, which is why ACDC counts 432 more edges of
-GPT-2 small than there are, 32,923; and an MLP's input to its output); these are dropped. A pth lists edges with whether
-they are present, and need not list absent ones, which a run removes; a pkl lists those that are present, with the change
-of the metric at which each was kept.
+Both name a child hook and a parent hook, each with an index such as (None, None, head). Apart from edges of the
+residual stream they hold edges inside nodes, which are dropped: hook_q_input to hook_q to hook_result, for which ACDC
+counts 32,923 edges of GPT-2 small, 432 more than there are; and an MLP's input to its output. A pth lists edges with
+whether they are present, and need not list absent ones, which a run removes; a pkl lists those that are present, with
+the change of the metric at which each was kept.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def from_modules(content: Any, graph: Graph, kind: str | None = None) -> LoadedC
 def save_auto_circuit(path: Path, graph: Graph, edges: np.ndarray, masks: bool = False) -> None:
     """Write a circuit as `circuit_prune_scores(bool=True)` does, or as patch masks (floats, 1 for ablated).
 
-    **Arguments:** `edges`: bool [sources, destinations]. **Raises:** `ModelError` for grouped keys and values, or neurons.
+    **Arguments:** `edges`: bool [sources, destinations]. **Raises:** `ModelError` for grouped keys and values, neurons.
     """
     import torch
 
@@ -94,7 +94,7 @@ def _meaning(tables: dict[str, np.ndarray]) -> str:
     if _levels(tables) - {0.0, 1.0} or all(t.dtype == bool for t in tables.values()):
         return SCORES
     raise ExplanationError(
-        f"auto-circuit: zeros and ones, and nothing that says whether 1 is kept (prune scores) or ablated (patch masks). "
+        f"auto-circuit: zeros and ones, and nothing that says whether 1 is kept (prune scores) or ablated (masks). "
         f"Say which: format={SCORES!r} or format={MASKS!r}"
     )
 

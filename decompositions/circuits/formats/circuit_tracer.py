@@ -23,7 +23,7 @@ _KEYS = ("adjacency_matrix", "active_features", "selected_features", "input_toke
 @dataclass(frozen=True)
 class AttributionGraph:
     """**Arguments:** `adjacency`: float64 [nodes, nodes], targets by sources; `features`: int [n, 3], layer, position
-    and index of each feature node; `activations`: float64 [n], NaN where unknown; `n_layers`; `tokens`: int [positions];
+    and index of each feature node; `activations`: float64 [n], NaN where unknown; `n_layers`; `tokens`: int [n_pos];
     `logits`: int [k], vocabulary ids, -1 where unknown; `probabilities`: float64 [k]; `text`: the prompt.
 
     **Raises:** `ExplanationError` unless the numbers of nodes agree.
@@ -43,8 +43,8 @@ class AttributionGraph:
         if self.adjacency.shape != (n, n):
             raise ExplanationError(
                 f"{FORMAT}: an adjacency matrix {self.adjacency.shape} of {len(self.features)} features, "
-                f"{self.n_layers} x {len(self.tokens)} errors, {len(self.tokens)} tokens and {len(self.logits)} logits, "
-                f"which are {n} nodes"
+                f"{self.n_layers} x {len(self.tokens)} errors, {len(self.tokens)} tokens, {len(self.logits)} logits: "
+                f"{n} nodes"
             )
         if self.features.size and self.features[:, 0].max() >= self.n_layers:
             raise ExplanationError(f"{FORMAT}: a feature of layer {self.features[:, 0].max()} of {self.n_layers}")

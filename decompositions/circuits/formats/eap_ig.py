@@ -127,11 +127,11 @@ def _as_json(graph: Graph, edges: np.ndarray, scores: np.ndarray, shape: dict[st
 
 def _nodes(graph: Graph, edges: np.ndarray) -> np.ndarray:
     """Sources that have an edge, and the owners of destinations that have one."""
-    nodes = edges.any(1)
-    for owner, fed in zip(graph.owners, edges.any(0), strict=True):
+    nodes = np.asarray(edges.any(1))
+    for owner, fed in zip(graph.owners, np.asarray(edges.any(0)), strict=True):
         if fed and owner is not None:
             nodes[list(owner)] = True
-    return np.asarray(nodes)
+    return nodes
 
 
 def _joined(sources: list[str], destinations: list[str], graph: Graph) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Edge Pruning's circuits (Bhaskar et al. 2024, arXiv:2406.16778): edges.json, a list of [from, to].
 
-Sources: `tok_embeds`, `pos_embeds`, `a0.h1`, `m0`; destinations: `a2.h3.q`, `m5`, `resid_post`. The embeddings are joined
-in our one `input`. Trained without embedding nodes, a circuit reads the embedding everywhere, and the file has no edge
-from it: those edges are put in. Edges inside a head (`a0.h1.q` to `a0.h1`, which its drawing script adds) are dropped.
+Sources: `tok_embeds`, `pos_embeds`, `a0.h1`, `m0`; destinations: `a2.h3.q`, `m5`, `resid_post`. The embeddings are
+joined in our one `input`. Trained without embedding nodes, a circuit reads the embedding everywhere, and the file has
+no edge from it: those edges are put in. Edges inside a head (`a0.h1.q` to `a0.h1`, which its drawing script adds) are
+dropped.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def from_pairs(content: Any, graph: Graph) -> LoadedCircuit:
 
 
 def save_edge_pruning(path: Path, graph: Graph, edges: np.ndarray) -> None:
-    """Write edges, bool [sources, destinations], `input` as both embeddings. **Raises:** `ModelError` as `plain_graph`."""
+    """Write edges, bool [sources, destinations], `input` as both embeddings. **Raises:** as `plain_graph`."""
     plain_graph(graph, "Edge Pruning")
     pairs = []
     for source, destination in np.argwhere(edges).tolist():

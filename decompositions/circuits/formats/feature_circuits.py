@@ -1,8 +1,8 @@
 """Sparse feature circuits (Marks et al. 2024, arXiv:2403.19647): pt files of SAE features and error terms.
 
 {"examples", "nodes", "edges"}: `nodes` maps a submodule (`embed`, `attn_0`, `mlp_3`, `resid_5`, `y`) to the indirect
-effects of its features and of its SAE's error. Their evaluation ablates nodes and never looks at edges (their issue 14),
-so that the circuit is the set of nodes; edges are counted and dropped.
+effects of its features and of its SAE's error. Their evaluation ablates nodes and never looks at edges (their issue
+14), so that the circuit is the set of nodes; edges are counted and dropped.
 """
 
 from __future__ import annotations

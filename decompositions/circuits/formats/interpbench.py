@@ -22,7 +22,7 @@ _NODE = re.compile(r"([\w.]+)(?:\[(?:.*?)(\d+)\])?(?:\[:\])?")
 
 
 def load_interpbench(path: Path, graph: Graph) -> LoadedCircuit:
-    """The circuit of an edges.pkl. **Raises:** `ExplanationError`, `ModelError` for what is none, or another model's."""
+    """The circuit of an edges.pkl. **Raises:** `ExplanationError`, `ModelError` for what is none or another's."""
     return from_pairs(read_pickle(path), graph)
 
 

@@ -35,7 +35,9 @@ class Submission:
     def at(self, share: float) -> np.ndarray:
         """The circuit for a share of the edges, bool [sources, destinations], without dead ends.
 
-        Of scores the int(share * E) largest; a circuit that was submitted may be empty. **Raises:** `ExplanationError` for a share that is not one of `SHARES`
+        Of scores the int(share * E) largest; a circuit that was submitted may be empty.
+
+        **Raises:** `ExplanationError` for a share that is not one of `SHARES`
         where circuits were submitted, or too few edges to make a path.
         """
         if self.scored:

@@ -49,14 +49,10 @@ def load_circuit(path: str | Path, graph: Graph, format: str | None = None) -> L
     place = Path(path).expanduser()
     if place.is_dir():
         return _of_folder(place, graph)
+    if format is not None and format not in FORMATS:
+        raise ExplanationError(f"no format {format!r}.{did_you_mean(format, FORMATS)} There are {', '.join(FORMATS)}")
     content = _content(place)
-    if format is not None:
-        if format not in FORMATS:
-            raise ExplanationError(
-                f"no format {format!r}.{did_you_mean(format, FORMATS)} There are {', '.join(FORMATS)}"
-            )
-        return FORMATS[format](content, graph)
-    return _recognised(content, place)(content, graph)
+    return FORMATS[format](content, graph) if format is not None else _recognised(content, place)(content, graph)
 
 
 def load_features(path: str | Path) -> FeatureCircuit | AttributionGraph:
@@ -97,7 +93,7 @@ def _content(path: Path) -> Any:
 
 
 def _recognised(content: Any, path: Path) -> Callable[[Any, Graph], LoadedCircuit]:
-    if circuit_tracer.is_graph(content) or feature_circuits.is_nodes(content) and not eap_ig.is_json(content):
+    if circuit_tracer.is_graph(content) or (feature_circuits.is_nodes(content) and not eap_ig.is_json(content)):
         raise ExplanationError(
             f"{path} holds features of SAEs or transcoders, which are no edges between heads and MLPs: load_features "
             "reads it"
