@@ -177,7 +177,7 @@ def test_auto_circuit_round_trip(tmp_path: Path, masks: bool) -> None:
     found = load_circuit(path, GRAPH)
     assert found.format == (MASKS if masks else SCORES)
     np.testing.assert_array_equal(found.chosen(), EDGES)
-    with pytest.raises((ModelError, ExplanationError), match="another architecture|in place of"):
+    with pytest.raises((ModelError, ExplanationError), match=r"another architecture|in place of"):
         load_circuit(path, Graph(2, 3, 3))
 
 
