@@ -1,0 +1,1 @@
+"""Circuits: nodes and edges of a transformer, found, loaded and saved."""
