@@ -103,7 +103,7 @@ class TransformerRegion:
 
     def run(self, weights: Mapping[str, Weight], values: Array | None, tokens: Array) -> Array:
         """The region's outputs [sequences, positions, d]. **Raises:** `ModelError` for weights that are missing."""
-        params = self._params(weights)
+        params = self.params(weights)
         with jax.default_matmul_precision("float32"):
             if self.input != TOKENS:
                 return self._half(params, values)
@@ -122,7 +122,7 @@ class TransformerRegion:
         normed = rescale(block.get("ln2" if which == "mlp" else "ln1", {}), jnp.asarray(values))
         return behind_norm(self.config, block, layer, normed, Sites((), {}), which)
 
-    def _params(self, weights: Mapping[str, Weight]) -> dict[str, Any]:
+    def params(self, weights: Mapping[str, Weight]) -> dict[str, Any]:
         """The tree that the transformer's functions take."""
         tree: dict[str, Any] = {"blocks": [{} for _ in range(self.config.n_layers)]}
         for name, shape in self.shapes:
