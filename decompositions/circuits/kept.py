@@ -134,7 +134,7 @@ class Kept:
     def n_rows(self, destination: int) -> int:
         """The number of rows of R."""
         seen = sum(self._size(int(s)) for s in np.flatnonzero(self.edges[:, destination]))
-        return seen + self._has_offset(destination) + (self.norm_of(destination, "b") in self.shapes)
+        return seen + self._has_offset(destination) + (self._norm_of(destination, "b") is not None)
 
     def _size(self, source: int) -> int:
         name, config = self.graph.sources[source], self.config
@@ -157,12 +157,16 @@ class Kept:
         names += [f"blocks.{layer}.mlp.b_out" for layer in range(ends)] if self.graph.neurons else []
         return [name for name in names if name in self.shapes]
 
-    def norm_of(self, destination: int, key: str) -> str:
-        """Name of the weights ("w") or bias ("b") of the norm before a reader."""
+    def _norm_of(self, destination: int, key: str) -> str | None:
+        """Name of the weights ("w") or the bias ("b") of the norm before a reader; None where there is none."""
         name = self.graph.destinations[destination]
-        if name == LOGITS:
-            return f"ln_final.{key}"
-        return f"blocks.{_layer(name)}.{'ln1' if name.startswith('a') else 'ln2'}.{key}"
+        norm = "ln_final" if name == LOGITS else f"blocks.{_layer(name)}.{'ln1' if name.startswith('a') else 'ln2'}"
+        found = f"{norm}.{key}"
+        return found if found in self.shapes and self._kind(destination) != "none" else None
+
+    def _kind(self, destination: int) -> str:
+        last = self.graph.destinations[destination] == LOGITS
+        return self.config.norm_before_unembedding if last else self.config.norm
 
     def span(self, destination: int, weights: dict[str, np.ndarray], constants: np.ndarray) -> np.ndarray:
         """R [r, d], float64, from decoded weights (flat, by name) and what stands in for dropped sources, [D, d]."""
@@ -170,12 +174,11 @@ class Kept:
         if self._has_offset(destination):
             parts.append(sum((weights[name] for name in self.biases(destination)), constants[[destination]]))
         rows = np.concatenate([np.zeros((0, self.config.d_model)), *parts]).astype(np.float64)
-        last = self.graph.destinations[destination] == LOGITS
-        if (self.config.norm_before_unembedding if last else self.config.norm) == "layer":
+        if self._kind(destination) == "layer":
             rows = rows - rows.mean(1, keepdims=True)
-        scale, shift = (self.norm_of(destination, key) for key in "wb")
-        rows = rows * weights[scale] if scale in self.shapes else rows
-        return np.concatenate([rows, weights[shift]]) if shift in self.shapes else rows
+        scale, shift = (self._norm_of(destination, key) for key in "wb")
+        rows = rows if scale is None else rows * weights[scale]
+        return rows if shift is None else np.concatenate([rows, weights[shift]])
 
     def _rows_of(self, source: int, weights: dict[str, np.ndarray]) -> np.ndarray:
         name, config = self.graph.sources[source], self.config
