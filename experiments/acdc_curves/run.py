@@ -1,4 +1,4 @@
-"""ACDC's published curves in bits: which circuit is worth its edges, for how many prompts, and what its threshold means.
+"""ACDC's published curves in bits: which circuit pays for its edges, for how many prompts; what its threshold means.
 
 python -m experiments.acdc_curves.run FOLDER [--out results.json]
 
@@ -55,7 +55,7 @@ class Curve:
 
 
 def read_curve(path: Path) -> Curve | None:
-    """A file's curve; None where it has no KL over a graph whose edges are known (tracr's are scored by an L2 error)."""
+    """A file's curve; None where it has no KL over a graph of known size (tracr's are scored by an L2 error)."""
     place: list[str] = []
     content = json.loads(path.read_text())
     while "n_edges" not in content:
