@@ -165,7 +165,7 @@ def test_edges_in_a_message() -> None:
     received = decode_message(whole.data)[0].header[0].symbols
     np.testing.assert_array_equal(edges_of_symbols(received, layout), edges)
     for bad in (symbols[:-1], symbols + 1, symbols[:-8]):
-        with pytest.raises(MessageError, match="bits of edges|damaged edges"):
+        with pytest.raises(MessageError, match=r"bits of edges|damaged edges"):
             edges_of_symbols(bad, layout)
 
 
