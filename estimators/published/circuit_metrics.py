@@ -10,8 +10,8 @@ tables. They differ by an order of magnitude: EAP's CMD on GPT-2's IOI is .214 u
 A figure without its convention says nothing.
 
 MIB's `compare_graphs` counts a reference edge that is in the circuit and that the other graph does not even list as a
-true positive (and one that is not, as a false positive), so that a graph which lists nothing has a recall of 1. Here both
-are tables of one graph, and an edge that is not named is not in the circuit.
+true positive (and one that is not, as a false positive), so that a graph which lists nothing has a recall of 1. Here
+both are tables of one graph, and an edge that is not named is not in the circuit.
 
 Sources: Mueller et al. 2025, arXiv:2504.13151 (MIB), its repository; Gupta et al. 2024, arXiv:2407.14494 (InterpBench).
 """

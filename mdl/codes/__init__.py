@@ -10,6 +10,7 @@
 | one set of k out of n | `enumerative_bits` (k known), `kt_support_bits` | n, k; n |
 | one index a token | `IndexCode` | the number of tokens |
 | the same three, given token ids | the modules `conditional_*` | them |
+| edges of a graph | `edges.edge_bits`, `edges.write_edges` | which are possible, which are alike |
 | tokens under a model's predictions | `tokens.TokenCode` | the predictions |
 | quantised reals, table sent | `TableCode` | how many |
 | quantised reals, one scale sent | `DiscretisedLaplace`, `DiscretisedGaussian` | how many |

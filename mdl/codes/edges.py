@@ -118,6 +118,21 @@ def decode_edges(data: bytes, layout: EdgeLayout) -> np.ndarray:
     return edges
 
 
+def edge_symbols(edges: np.ndarray, layout: EdgeLayout) -> np.ndarray:
+    """The bits of `encode_edges`, int64 zeros and ones: edges as an array of a message, 1 bit a symbol.
+
+    **Raises:** `MessageError` as `EdgeLayout.check`.
+    """
+    return np.unpackbits(np.frombuffer(encode_edges(edges, layout), np.uint8)).astype(np.int64)
+
+
+def edges_of_symbols(symbols: np.ndarray, layout: EdgeLayout) -> np.ndarray:
+    """What `edge_symbols` made, bool [sources, destinations]. **Raises:** `MessageError` as `decode_edges`."""
+    if symbols.size % 8 or not np.isin(symbols, (0, 1)).all():
+        raise MessageError(f"{symbols.size} symbols up to {symbols.max(initial=0)} are not the bits of edges, 8 a byte")
+    return decode_edges(np.packbits(symbols.ravel().astype(bool)).tobytes(), layout)
+
+
 class EdgeCode(Protocol):
     """A code of edges within a layout that the reader knows; lengths in bits."""
 

@@ -16,10 +16,13 @@ from mdl.codes.edges import (
     decode_edges,
     edge_bits,
     edge_code_bits,
+    edge_symbols,
+    edges_of_symbols,
     encode_edges,
     list_bits,
 )
 from mdl.errors import CodeError, MessageError
+from mdl.message import QuantisedArray, Section, decode_message, encode_message
 from mdl.models.circuits.graph import Graph
 
 IOI = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "circuits" / "mib" / "ioi-eap-ig.json"
@@ -135,6 +138,35 @@ def test_damaged_streams_are_refused() -> None:
             decode_edges(bad, layout)
     with pytest.raises(MessageError, match="damaged edges"):
         decode_edges(data, edge_layout(Graph(2, 2, 2)))
+
+
+def test_flipped_bits_give_edges_or_an_error() -> None:
+    """Whatever the bytes: a table of possible edges, or one `MessageError`."""
+    layout = edge_layout(SMALL)
+    data = encode_edges(masks(layout)["random"], layout)
+    refused = 0
+    for bit in range(0, 8 * len(data), 3):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            assert not (decode_edges(bytes(damaged), layout) & ~layout.possible).any()
+        except MessageError:
+            refused += 1
+    assert refused > 0
+
+
+def test_edges_in_a_message() -> None:
+    layout = edge_layout(Graph(4, 6, 6))
+    edges = masks(layout)["random"]
+    symbols = edge_symbols(edges, layout)
+    whole = encode_message([Section("circuit", (QuantisedArray.from_integers(symbols),))])
+    bare = encode_message([Section("circuit", (QuantisedArray.from_integers(symbols[:0]),))])
+    assert whole.information_bits - bare.information_bits < edge_bits(edges, layout) + 100
+    received = decode_message(whole.data)[0].header[0].symbols
+    np.testing.assert_array_equal(edges_of_symbols(received, layout), edges)
+    for bad in (symbols[:-1], symbols + 1, symbols[:-8]):
+        with pytest.raises(MessageError, match=r"bits of edges|damaged edges"):
+            edges_of_symbols(bad, layout)
 
 
 def test_a_kept_node_without_edges_is_refused() -> None:

@@ -56,7 +56,7 @@ def from_json(content: Any, graph: Graph) -> LoadedCircuit:
         decided |= "in_graph" in edge
         score = edge.get("score")
         found.add(source, destination, bool(edge.get("in_graph", False)), None if score is None else float(score))
-    neurons = sum("neurons" in node for node in content.get("nodes", {}).values())
+    neurons = sum(isinstance(node, dict) and "neurons" in node for node in content.get("nodes", {}).values())
     return found.done(_neurons(neurons), decided)
 
 

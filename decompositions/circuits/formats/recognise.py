@@ -52,7 +52,11 @@ def load_circuit(path: str | Path, graph: Graph, format: str | None = None) -> L
     if format is not None and format not in FORMATS:
         raise ExplanationError(f"no format {format!r}.{did_you_mean(format, FORMATS)} There are {', '.join(FORMATS)}")
     content = _content(place)
-    return FORMATS[format](content, graph) if format is not None else _recognised(content, place)(content, graph)
+    reader = FORMATS[format] if format is not None else _recognised(content, place)
+    try:
+        return reader(content, graph)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ExplanationError(f"{place} has the parts of a circuit's file, but not their types: {error}") from error
 
 
 def load_features(path: str | Path) -> FeatureCircuit | AttributionGraph:

@@ -293,6 +293,9 @@ def test_empty_and_unknown_files(tmp_path: Path) -> None:
     path.write_text('{"a": 1}')
     with pytest.raises(ExplanationError, match="no format of a circuit"):
         load_circuit(path, GRAPH)
+    path.write_text(json.dumps({"cfg": {}, "nodes": {}, "edges": {"input->m0": {"score": [], "in_graph": True}}}))
+    with pytest.raises(ExplanationError, match="not their types"):
+        load_circuit(path, GRAPH)
     path.write_text("{")
     with pytest.raises(ExplanationError, match="no json"):
         load_circuit(path, GRAPH)

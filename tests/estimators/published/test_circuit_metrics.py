@@ -19,8 +19,9 @@ PUBLISHED = np.array([0.0232, 0.2393, 0.4988, 0.8030, 0.8813, 0.9203, 0.9357, 0.
 
 def test_published_areas_on_the_fixed_axis() -> None:
     found = fixed_axis_areas(PUBLISHED)
-    assert found.cpr == pytest.approx(0.96782, abs=5e-6)
-    assert found.cmd == pytest.approx(0.03118, abs=5e-6)
+    # The ten values are printed to four digits, which leaves 5e-5 of either area open.
+    assert found.cpr == pytest.approx(0.96782, abs=2e-5)
+    assert found.cmd == pytest.approx(0.03118, abs=2e-5)
     assert found.cpr + found.cmd == pytest.approx(0.999)
     assert found.convention == FIXED_AXIS
 
