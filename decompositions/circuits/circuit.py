@@ -40,15 +40,17 @@ ABLATIONS = ("zero", "mean")
 class Circuit:
     """A circuit of a region.
 
-    **Arguments:** `search`: of SEARCHES, ignored if there is a `file` (any format of `decompositions.circuits.formats`)
-    or `edges`, bool [sources, destinations]; `level`: whether whole nodes, or edges are kept, and whether readers'
-    matrices come on the span of what their sources write ("subspace"); `ablation`: what stands in for the rest.
+    **Arguments:** `search`: of SEARCHES, ignored if there is a `file` (any format of `decompositions.circuits.formats`,
+    named by `format` where a file does not tell) or `edges`, bool [sources, destinations]; `level`: whether whole nodes
+    or edges are kept, and whether readers' matrices come on the span of what their sources write ("subspace");
+    `ablation`: what stands in for the rest.
     """
 
     search: str = "eap-ig"
     level: Literal["node", "edge", "subspace"] = "edge"
     ablation: Literal["zero", "mean"] = "mean"
     file: str = ""
+    format: str = ""
     edges: Any = field(default=None, repr=False)
     name: str = ""
 
@@ -83,7 +85,7 @@ class Circuit:
                 )
             return Nested.fixed(_some(graph.pruned(edges, constant)))
         if self.file:
-            loaded = load_circuit(Path(self.file), graph)
+            loaded = load_circuit(Path(self.file), graph, self.format or None)
             if loaded.edges is None:
                 assert loaded.scores is not None
                 return ranked(searched, loaded.scores)

@@ -4,7 +4,8 @@
              before these, where something stands in for dropped sources, constants and each destination's row of them
 
 The receiver runs the region's architecture on these with every other edge ablated (`mdl.models.circuits.masked`). Every
-token needs all of it: there are no parts.
+token needs all of it: there are no parts. Where a norm comes behind attention (Gemma-2), a head's share of it is at the
+scale of the heads that are kept: the receiver has no others.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def embedded(
 ) -> tuple[dict[str, Any], Any]:
     """Parameters of the truncated model, and its tokens. Where the embedding is known to the receiver it comes as
     `values` [b, t, d]: a table of their own, looked up in order."""
-    params = network.params(weights)
+    params = network.params({name: jnp.asarray(w) for name, w in weights.items()})
     if values is not None:
         params["embed"] = {"W_E": jnp.reshape(values, (-1, values.shape[-1]))}
         tokens = jnp.arange(tokens.size, dtype=jnp.int32).reshape(tokens.shape)

@@ -252,8 +252,8 @@ class Kept:
         if whole:
             yield Block(name, np.arange(self.shapes[name][0]), np.concatenate(whole))
         for r in readers:
-            if rows[r]:
-                place = self.destination(r)
+            place = self.destination(r)
+            if rows[r] and self.n_rows(place):  # with no row, it reads zeros
                 yield Block(name, np.arange(self.n_rows(place)), columns(r), place)
 
     def _whole(self, name: str) -> Block:

@@ -215,8 +215,7 @@ def embed(config: TransformerConfig, params: Params, tokens: Int[Array, "b t"], 
 
 def unembed(config: TransformerConfig, params: Params, x: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
     """Logits from the value at `unembed.hook_in`: the final norm's output, scale and bias included."""
-    weights = params["embed"]["W_E"].T if config.tied else params["unembed"]["W_U"]
-    logits = x @ weights
+    logits = multiply(x, params["embed"]["W_E"] if config.tied else params["unembed"]["W_U"], transposed=config.tied)
     if "b_U" in params.get("unembed", {}):
         logits = logits + params["unembed"]["b_U"]
     if config.logit_softcap is not None:

@@ -102,7 +102,7 @@ def masked_run(
     mask: ArrayLike,
     *,
     skip: bool = False,
-    nudges: Float[Array, "d b t c"] | None = None,
+    nudges: Float[Array, "d #b #t c"] | None = None,  # noqa: UP037 (# broadcasts)
     layer: int = 0,
     written: Written | None = None,
 ) -> Float[Array, "b k v"]:
