@@ -155,6 +155,32 @@ class Fitting:
     batch: int = 4
     seed: int = 0
 
+    def optimiser(self) -> optax.GradientTransformation:
+        """Adam with this schedule."""
+        return optax.adam(optax.cosine_decay_schedule(self.rate, self.steps))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _step(
+    config: TransformerConfig,
+    graph: Graph,
+    fitting: Fitting,
+    values: Values,
+    state: Any,
+    params: Params,
+    data: tuple[Array, Array, Array],
+) -> tuple[Values, Any, Array]:
+    """One step on some sequences, scored positions and a mask: new values, state, and the mean KL before it in nats."""
+    tokens, places, kept = data
+    reference = jnp.take_along_axis(run(config, params, tokens, ["logits"])["logits"], places[..., None], 1)
+
+    def loss(current: Values) -> Array:
+        return mean_kl(masked_run(masked_model(config, params, tokens, current, graph, places), kept), reference)
+
+    kl, gradient = jax.value_and_grad(loss)(values)
+    updates, state = fitting.optimiser().update(gradient, state, values)
+    return jax.tree.map(jnp.add, values, updates), state, kl
+
 
 def optimal(
     config: TransformerConfig,
@@ -179,29 +205,20 @@ def optimal(
     """
     fitting, tokens = fitting or Fitting(), np.asarray(tokens)
     places = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape) if scored is None else np.asarray(scored)
-    schedule = optax.cosine_decay_schedule(fitting.rate, fitting.steps)
-    optimiser = optax.adam(schedule)
     values = (mean(config, params, tokens, graph) if start is None else start).fixed
-
-    def loss(current: Values, weights: Params, part: Array, at: Array, kept: Array) -> Array:
-        reference = run(config, weights, part, ["logits"])["logits"]
-        model = masked_model(config, weights, part, current, graph, at)
-        return mean_kl(masked_run(model, kept), jnp.take_along_axis(reference, at[..., None], 1))
-
-    @jax.jit
-    def step(current: Values, state: Any, *data: Any) -> tuple[Values, Any, Array]:
-        value, gradient = jax.value_and_grad(loss)(current, *data)
-        updates, state = optimiser.update(gradient, state, current)
-        return jax.tree.map(jnp.add, current, updates), state, value
-
-    state, rng, kept = optimiser.init(values), np.random.default_rng(fitting.seed), jnp.asarray(mask, jnp.float32)
+    state, rng, kept = (
+        fitting.optimiser().init(values),
+        np.random.default_rng(fitting.seed),
+        jnp.asarray(mask, jnp.float32),
+    )
     for number in range(fitting.steps):
         rows = rng.choice(len(tokens), min(fitting.batch, len(tokens)), replace=False)
-        values, state, kl = step(values, state, params, tokens[rows], places[rows], kept)
+        values, state, kl = _step(config, graph, fitting, values, state, params, (tokens[rows], places[rows], kept))
         if progress is not None:
             progress(number, float(kl))
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(values)):
         raise ModelError(
-            f"fitted constants are not finite after {fitting.steps} steps: a rate of {fitting.rate:g} is too large"
+            f"fitted constants are not finite after {fitting.steps} steps: a rate of {fitting.rate:g} is too large, or "
+            "those that it started from were not finite either"
         )
     return Constants("optimal", values)

@@ -97,6 +97,7 @@ def masked_model(
     return MaskedModel(config, graph, params, embedded, pieces, bases, None if scored is None else jnp.asarray(scored))
 
 
+@partial(jax.jit, static_argnames=("skip", "layer"))
 def masked_run(
     model: MaskedModel,
     mask: ArrayLike,
@@ -119,6 +120,7 @@ def masked_run(
     return _forward(model, mask, skip, nudges, layer, written)[0]
 
 
+@jax.jit
 def write(model: MaskedModel, mask: ArrayLike) -> Written:
     """What a masked run writes, to start other runs from. Arguments as of `masked_run`."""
     return _forward(model, mask, False, None, 0, None)[1]

@@ -119,8 +119,8 @@ def test_means_over_several_batches_and_of_neurons() -> None:
     assert positional.fixed.nodes.shape == (9, 4, 12)
     for name in ("nodes", "neurons"):
         each = np.asarray(getattr(values, name))
-        assert np.abs(getattr(found.fixed, name) - each.mean((0, 2))).max() < 1e-6
-        assert np.abs(getattr(positional.fixed, name) - each.mean(0)).max() < 1e-6
+        assert np.abs(getattr(found.fixed, name) - each.mean((0, 2))).max() < 1e-5
+        assert np.abs(getattr(positional.fixed, name) - each.mean(0)).max() < 1e-5
     nothing = zero(config, graph).fixed
     assert jax.tree.map(np.shape, nothing) == jax.tree.map(np.shape, found.fixed)
 
@@ -131,7 +131,7 @@ def test_fitted_constants_lower_the_kl_of_the_means() -> None:
     mask, scored = mask_of(graph, kept=0.8), np.tile([[3, 5]], (8, 1))
     reference = run(config, params, tokens, ["logits"])["logits"][:, [3, 5]]
     told: list[tuple[int, float]] = []
-    fitting = Fitting(steps=60, rate=0.03, batch=8)
+    fitting = Fitting(steps=40, rate=0.03, batch=8)
     fitted = optimal(
         config, params, tokens, graph, mask, scored=scored, fitting=fitting, progress=lambda *a: told.append(a)
     )
@@ -139,11 +139,15 @@ def test_fitted_constants_lower_the_kl_of_the_means() -> None:
         float(mean_kl(masked_run(masked_model(config, params, tokens, c.fixed, graph, scored), mask), reference))
         for c in (mean(config, params, tokens, graph), fitted)
     )
+    fixed = fitted.fixed
+    assert isinstance(fixed, jax.Array)
     assert after < 0.7 * before
-    assert [number for number, _ in told] == list(range(60))
+    assert [number for number, _ in told] == list(range(40))
     assert told[0][1] == pytest.approx(before, rel=1e-3)
     with pytest.raises(ModelError, match="not finite"):
-        optimal(config, params, tokens, graph, mask, fitting=Fitting(steps=2, rate=float("inf")))
+        optimal(
+            config, params, tokens, graph, mask, scored=scored, fitting=fitting, start=Constants("", np.nan * fixed)
+        )
 
 
 def test_the_kl_is_that_of_its_formula() -> None:

@@ -56,13 +56,13 @@ def test_edges_that_there_are_not_are_refused() -> None:
 def test_pruning_leaves_what_joins_input_and_logits() -> None:
     """A head without kept values still depends on the tokens where ablated values differ between positions."""
     kept = TINY.mask(["input->a0.h1<q>", "a0.h1->m1", "m1->logits", "input->m0", "a0.h0->logits"])
-    names = {TINY.edge_name(*e) for e in np.argwhere(TINY.pruned(kept))}
+    names = {TINY.edge_name(*e) for e in np.argwhere(TINY.pruned(kept)).tolist()}
     assert names == {"input->a0.h1<q>", "a0.h1->m1", "m1->logits"}
     assert not TINY.pruned(kept, constant=True).any()
 
 
 def test_induced_edges_join_kept_nodes() -> None:
     nodes = np.isin(TINY.sources, ["input", "a1.h2", "m1"])
-    names = {TINY.edge_name(*e) for e in np.argwhere(TINY.induced(nodes))}
+    names = {TINY.edge_name(*e) for e in np.argwhere(TINY.induced(nodes)).tolist()}
     inputs = {f"input->{d}" for d in ("a1.h2<q>", "a1.h1<k>", "a1.h1<v>", "m1", "logits")}
     assert names == inputs | {"a1.h2->m1", "a1.h2->logits", "m1->logits"}
