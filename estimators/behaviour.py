@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from estimators.fidelity import Bench, Coding
 from estimators.fisher import Metric
 from estimators.prices import Prices
@@ -31,7 +29,8 @@ class Effort:
 
 OF_TRANSFORMERS = Effort((-4.0, 0.0, 4.0), (-2.0, 2.0, -1.0, 1.0), 8)
 # An evaluation of rows takes no time, and their totals have several valleys.
-OF_ROWS = Effort(tuple(np.arange(-6.0, 5.0)), (-1.0, 1.0, -0.5, 0.5, -0.25, 0.25), 40)
+OCTAVES = (-6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0)
+OF_ROWS = Effort(OCTAVES, (-1.0, 1.0, -0.5, 0.5, -0.25, 0.25), 40)
 
 
 @dataclass
