@@ -52,9 +52,9 @@ class CircuitDecoder:
         if section.parts or len(section.header) < 2:
             raise MessageError("a 'circuit' section is a mode, edges and blocks of weights, and has no parts")
         mode = section.header[0].integers("the mode of a 'circuit' section", 0, SUBSPACE + CONSTANTS + NEURONS, 1)
-        if len(mode) != 1:
-            raise MessageError(f"'circuit': {len(mode)} modes")
-        columns = section.header[1].symbols.shape[1]
+        rows, columns = section.header[1].symbols.shape
+        if len(mode) != 1 or rows != 1:
+            raise MessageError(f"'circuit': {len(mode)} modes and {rows} rows of edges, in place of one each")
         data = section.header[1].integers("the edges of a 'circuit' section", BYTE, 2 * BYTE - 1, columns)
         return cls(int(mode[0, 0]), bytes((data.ravel() - BYTE).astype(np.uint8)), section.header[2:])
 
@@ -127,7 +127,10 @@ def place(kept: Kept, weights: dict[str, np.ndarray], constants: np.ndarray, blo
         weights[block.name][np.ix_(block.rows, block.columns)] = values
         return
     span = kept.span(block.destination, weights, constants)
-    weights[block.name][:, block.columns] = np.linalg.pinv(span) @ values
+    try:
+        weights[block.name][:, block.columns] = np.linalg.pinv(span) @ values
+    except np.linalg.LinAlgError as error:
+        raise MessageError(f"'circuit': what a reader of {block.name} can see is of no finite size") from error
 
 
 def run_circuit(kept: Kept, weights: dict[str, np.ndarray], constants: np.ndarray, inputs: Inputs) -> np.ndarray:

@@ -9,6 +9,7 @@ import scipy.sparse
 
 from decompositions.baselines import AffineExplanation, ConstantExplanation, TableExplanation
 from decompositions.block_sparse import BlockSparseExplanation
+from decompositions.circuits.decoder import SUBSPACE
 from decompositions.clusters import ClustersExplanation
 from decompositions.dictionary import (
     NO_SIDE,
@@ -120,6 +121,7 @@ def explanations(horizon: float) -> list[Section]:
         weights(horizon),
         parts(horizon, gated=False),
         parts(horizon, gated=True),
+        circuit(horizon),
         *programs,
     ]
 
@@ -142,6 +144,16 @@ def parts(horizon: float, gated: bool) -> Section:
     layout = Layout(PROGRAM if gated else INDICES, 5, np.array([[1, 1, 0]]))
     header = (layout.integers(), rounded(rng, horizon, 4, 3), *gates, rounded(rng, horizon, 1, 3))
     return Section("parts", header, (rounded(rng, horizon, 5, 3 if gated else 7),))
+
+
+def circuit(horizon: float) -> Section:
+    """A mode, three bytes of edges, two blocks of weights."""
+    rng = np.random.default_rng(8)
+    head = (
+        QuantisedArray.from_integers(np.array([[SUBSPACE]])),
+        QuantisedArray.from_integers(np.array([[256, 300, 511]])),
+    )
+    return Section("circuit", (*head, rounded(rng, horizon, 4, 3), rounded(rng, horizon, 1, 3)))
 
 
 def lattices() -> list[Section]:
