@@ -27,12 +27,18 @@ SPD = HERE.parent / "parameter_decomposition" / "blocks.1.mlp.safetensors"
 FAMILIES = ("token-table", "affine", "weights", "weights:quantiser=nearest", "low-rank", "neurons")
 
 
-def explanations(region: str) -> list[str]:
-    """Every family that can explain the region; those that are far behind in every region are left out."""
+def explanations(region: str, lists: bool) -> list[str]:
+    """Every family that can explain the region. `lists`: SPD by index lists too, of 353 components on at every token:
+    they take minutes to code, and are far behind."""
     if region != MLP:
-        return [*FAMILIES, *(f'sae:path="{path}"' for path in embedded_saes() if "topk-16x" in str(path))]
+        return [
+            *FAMILIES,
+            "circuit:level=subspace",
+            *(f'sae:path="{path}"' for path in embedded_saes() if "topk-16x" in str(path)),
+        ]
     transcoders = [f'sae:path="{path}"{sent}' for path in embedded_transcoders() for sent in ("", ",encoder=sent")]
-    spd = [f'components:path="{SPD}",name=SPD', f'components:path="{SPD}",gates=program,name=SPD with gates']
+    spd = [f'components:path="{SPD}",gates=program,name=SPD with gates']
+    spd += [f'components:path="{SPD}",name=SPD'] if lists else []
     return [*FAMILIES, *transcoders, *spd]
 
 
@@ -40,15 +46,16 @@ def explanations(region: str) -> list[str]:
 @click.option("--region", default=MLP, show_default=True)
 @click.option("--sequences", default=24, show_default=True, help="Held-out sequences.")
 @click.option("--fidelity", "fidelities", multiple=True, type=float, default=(0.1, 0.01), show_default=True)
+@click.option("--lists", is_flag=True, help="SPD by index lists too.")
 @click.option("--lines", is_flag=True, help="The bound and the learning coefficient too: minutes more.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/weights"), show_default=True)
-def main(region: str, sequences: int, fidelities: tuple[float, ...], lines: bool, out: Path) -> None:
+def main(region: str, sequences: int, fidelities: tuple[float, ...], lists: bool, lines: bool, out: Path) -> None:
     """Score, print the table, and leave figures and pictures beside this file."""
     console = Console(width=160, highlight=False)
     with progress_bar(Console(stderr=True)) as progress:
         card = compare(
             region=region,
-            explanations=explanations(region),
+            explanations=explanations(region, lists),
             fidelities=fidelities,
             sequences=sequences,
             out=out,
