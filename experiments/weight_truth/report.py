@@ -39,6 +39,7 @@ def summary(group: list[dict[str, Any]]) -> dict[str, Any]:
         "seeds": len(group),
         "wins": sum(v["wins"] for v in verdicts),
         "lost_to": losses,
+        "lost_by_bits": max((-min(v["margins"].values()) for v in verdicts if v["lost_to"]), default=0.0),
         "crossing": _median(crossings),
         "predicted": _median(predicted),
         "whole_from_one": sum(c == 0.0 for c in crossings),
@@ -69,14 +70,28 @@ def _overtakes(cell: dict[str, Any], other: str) -> float | None:
 def report(cells: Path, out: Path) -> None:
     """Print the table, and leave results.json and totals.png."""
     found = {name: summary(group) for name, group in read(cells).items()}
-    table = Table("toy", "wins / seeds", "lost to", "N* measured", "N* predicted", "shorter than nothing from N")
+    table = Table(
+        "toy",
+        "wins / seeds",
+        "lost to",
+        "by at most, bits",
+        "N* measured",
+        "N* predicted",
+        "shorter than nothing from N",
+    )
     for name, s in found.items():
         lost = ", ".join(f"{k} {v}" for k, v in s["lost_to"].items()) or "-"
         start = _shown(s["crossing"]) + (
             f" (one part from N = 1: {s['whole_from_one']})" if s["whole_from_one"] else ""
         )
         table.add_row(
-            name, f"{s['wins']} / {s['seeds']}", lost, start, _shown(s["predicted"]), _shown(s["beats_nothing_from"])
+            name,
+            f"{s['wins']} / {s['seeds']}",
+            lost,
+            f"{s['lost_by_bits']:.1f}",
+            start,
+            _shown(s["predicted"]),
+            _shown(s["beats_nothing_from"]),
         )
     Console(width=150).print(table)
     (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
