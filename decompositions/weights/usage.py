@@ -35,6 +35,8 @@ def importances(factors: Factors, seen: Mapping[str, np.ndarray]) -> np.ndarray:
     count = len(next(iter(seen.values())))
     found = np.zeros((count, factors.n_components), np.float32)
     for name, tensor in factors.tensors.items():
+        if not len(tensor.component):
+            continue  # a matrix in which nothing is left alive
         assert tensor.gates is not None
         gates = GateParameters.of(tensor.gates)
         for start in range(0, count, BATCH_TOKENS):
