@@ -52,8 +52,8 @@ def mean_square(found: Any, reference: Any) -> Any:
 class Searched:
     """The region's own network on some of the fit data, with what stands in for dropped sources.
 
-    **Arguments:** `means` [S, d]: of the sources' outputs (zeros under zero ablation); `stream` [layers + 1]: mean
-    squares of the residual stream; `places` [B, K]: scored positions; `metric`: of what the region puts out there.
+    **Arguments:** `model`: ready for masks, at some scored positions; `means` [S, d]: of the sources' outputs (zeros under
+    zero ablation); `stream` [layers + 1]: mean squares of the residual stream; `metric`: of what the region puts out.
     """
 
     network: TransformerRegion
