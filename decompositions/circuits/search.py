@@ -52,8 +52,8 @@ def mean_square(found: Any, reference: Any) -> Any:
 class Searched:
     """The region's own network on some of the fit data, with what stands in for dropped sources.
 
-    **Arguments:** `model`: ready for masks, at some scored positions; `means` [S, d]: of the sources' outputs (zeros under
-    zero ablation); `stream` [layers + 1]: mean squares of the residual stream; `metric`: of what the region puts out.
+    **Arguments:** `model`: ready for masks, at some scored positions; `means` [S, d]: of the sources' outputs (zeros
+    under zero ablation); `stream` [layers + 1]: mean squares of the residual stream; `metric`: of what comes out.
     """
 
     network: TransformerRegion
