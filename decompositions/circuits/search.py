@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from decompositions.circuits.decoder import embedded
-from decompositions.circuits.kept import Kept, circuit_config
+from decompositions.circuits.kept import circuit_config
 from mdl.models.circuits.attribution import eap_ig_activations, exact
 from mdl.models.circuits.graph import INPUT, Graph
 from mdl.models.circuits.masked import MaskedModel, masked_model, masked_run, masked_runs
@@ -95,12 +95,11 @@ class Searched:
         """What the region itself puts out at the scored positions."""
         return masked_run(self.model, jnp.asarray(self.graph.possible, jnp.float32))
 
-    def sizes(self, weights_of: Kept) -> np.ndarray:
+    def sizes(self) -> np.ndarray:
         """How many numbers each source's node takes, [S]: its own weights and those that it reads by."""
-        config, graph = weights_of.config, self.graph
+        config, graph = self.network.config, self.graph
         head = config.d_model * config.d_head * 2 * (1 + graph.key_value_heads / graph.n_heads)
-        gated = any(name.endswith("W_gate") for name in weights_of.shapes)
-        mlp = config.d_model * config.d_mlp * (3 if gated else 2)
+        mlp = config.d_model * config.d_mlp * (3 if config.gated_mlp else 2)
         return np.array([1.0 if s == INPUT else head if s.startswith("a") else mlp for s in graph.sources])
 
 
@@ -172,7 +171,7 @@ def by_patching(searched: Searched, nodes: bool) -> Path:
         return _ranked(searched, exact(searched.model, searched.metric), nodes)
     sources, graph = np.eye(len(searched.graph.sources), dtype=bool)[1:], searched.graph
     changes = searched.changes(np.stack([graph.induced(~one) for one in sources]))
-    order = np.argsort(-np.abs(changes) / _sizes(searched)[1:], kind="stable")
+    order = np.argsort(-np.abs(changes) / searched.sizes()[1:], kind="stable")
     first = np.eye(len(graph.sources), dtype=bool)[0]
     return Path.by(graph, [first, *(sources[i] for i in order)], nodes)
 
@@ -183,7 +182,7 @@ def greedily(searched: Searched, nodes: bool) -> Path:
     graph = searched.graph
     units = _units(graph, nodes)
     left, gone = list(range(len(units))), []
-    sizes = _sizes(searched)[1:] if nodes else np.ones(len(units))
+    sizes = searched.sizes()[1:] if nodes else np.ones(len(units))
     always = np.eye(len(graph.sources), dtype=bool)[0] if nodes else np.zeros_like(graph.possible)
     while left:
         now = np.logical_or.reduce([always, *(units[i] for i in left)])
@@ -204,7 +203,7 @@ def greedily(searched: Searched, nodes: bool) -> Path:
 def _ranked(searched: Searched, scores: np.ndarray, nodes: bool) -> Path:
     graph, units = searched.graph, _units(searched.graph, nodes)
     worth = np.array([abs(_along(scores, unit, nodes)) for unit in units])
-    worth = worth / _sizes(searched)[1:] if nodes else worth
+    worth = worth / searched.sizes()[1:] if nodes else worth
     order = [units[i] for i in np.argsort(-worth, kind="stable")]
     first = np.eye(len(graph.sources), dtype=bool)[0]
     return Path.by(graph, [first, *order] if nodes else order, nodes)
@@ -233,10 +232,6 @@ def _along(scores: np.ndarray, unit: np.ndarray, nodes: bool) -> float:
 
 def _edges(graph: Graph, units: np.ndarray, nodes: bool) -> np.ndarray:
     return graph.induced(units) if nodes else units
-
-
-def _sizes(searched: Searched) -> np.ndarray:
-    return searched.sizes(Kept(searched.network, searched.graph, searched.graph.possible, False, False))
 
 
 def _gradients(searched: Searched, edges: np.ndarray) -> np.ndarray:
