@@ -84,25 +84,21 @@ class Packing:
         kept, name = self.kept, self.kept.graph.destinations[destination]
         if not kept.needed[destination]:
             return 0.0
-        width, mean_square = kept.config.d_model, 1.0
         if name == LOGITS:
-            names, mean_square = ["unembed.W_U", "embed.W_E"], float(self.stream[-1])
+            matrix, mean_square = "unembed.W_U", float(self.stream[-1])
         else:
             layer = int(name[1:].partition(".")[0])
-            matrix = f"W_{name[-2].upper()}" if name.endswith(">") else "W_in"
-            part = "attn" if name.endswith(">") else "mlp"
-            names = [f"blocks.{layer}.{part}.{matrix}"]
+            head = name.endswith(">")
+            matrix = f"blocks.{layer}." + (f"attn.W_{name[-2].upper()}" if head else "mlp.W_in")
             mean_square = float(self.stream[layer])
+        if matrix not in self.curvature.matrices:  # a residual stream, or a tied unembedding
+            return 1.0 / max(float(self.stream[-1]), 1e-30)
         normed = kept.config.norm_before_unembedding if name == LOGITS else kept.config.norm
-        found = [self._through(n, name) for n in names if n in self.curvature.matrices]
-        harm = max(found) if found else width / max(float(self.stream[-1]), 1e-30)
-        return harm / width / (mean_square if normed != "none" and found else 1.0)
+        return self._through(matrix, name) / kept.config.d_model / (mean_square if normed != "none" else 1.0)
 
     def _through(self, matrix: str, destination: str) -> float:
         """tr(W B W^T) of the columns of one destination."""
         outputs, w = self.curvature.matrices[matrix].outputs, self.weights[matrix]
-        if len(outputs) != w.shape[1]:
-            return float(np.trace(w.T @ outputs @ w))
         if destination.endswith(">"):
             size = self.kept.config.d_head
             head = int(destination[:-3].split(".h")[1])

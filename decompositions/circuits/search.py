@@ -13,7 +13,7 @@ circuits is sent is not decided here: the settings' N says how many bits a chang
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -122,6 +122,7 @@ class Path:
     """Nested circuits, bool [sources, destinations] each."""
 
     circuits: tuple[np.ndarray, ...]
+    known: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @classmethod
     def fixed(cls, edges: np.ndarray) -> Path:
@@ -144,20 +145,21 @@ class Path:
         """Of each circuit, bits a token: KL, or about what a residual coder of the settings would take."""
         if len(self.circuits) == 1:
             return [0.0]
-        masks = jnp.asarray(np.stack(self.circuits), jnp.float32)
-        plain = searched.plain()
+        errors = self._errors(searched)
         if searched.network.output == LOGITS:
-            return [nats_to_bits(float(k)) for k in masked_runs(searched.model, masks, mean_kl, (plain,), 1, True)]
-        root = jnp.asarray(settings.root, jnp.float32)
-        step = jnp.asarray(settings.step if settings.corrected else 0.0)
-        return [float(b) for b in masked_runs(searched.model, masks, _stream_bits, (plain, root, step), 1, True)]
+            return [nats_to_bits(float(kl)) for kl in errors]
+        squares = np.square(errors @ settings.root.T.astype(np.float32))
+        coded = 0.5 * np.log2(1.0 + squares / settings.step**2)
+        bits = coded if settings.corrected else nats_to_bits(squares / 2.0)
+        return [float(b) for b in bits.sum(-1).mean((1, 2), dtype=np.float64)]
 
-
-def _stream_bits(found: Any, plain: Any, root: Any, step: Any) -> Any:
-    """sum 1/2 log2(1 + (u / step)^2) over the axes of the metric, or |u|^2 / (2 ln 2) for step 0; bits a token."""
-    squares = jnp.square((found - plain) @ root.T)
-    coded = 0.5 * jnp.log2(1.0 + squares / jnp.maximum(step, 1e-30) ** 2)
-    return jnp.where(step > 0, coded, squares / (2.0 * jnp.log(2.0))).sum(-1).mean()
+    def _errors(self, searched: Searched) -> np.ndarray:
+        """KL of each circuit, nats a token [M], or the errors of the stream [M, B, K, d]: no setting changes them."""
+        if "errors" not in self.known:
+            masks = jnp.asarray(np.stack(self.circuits), jnp.float32)
+            chosen = mean_kl if searched.network.output == LOGITS else jnp.subtract
+            self.known["errors"] = np.asarray(masked_runs(searched.model, masks, chosen, (searched.plain(),), 1, True))
+        return self.known["errors"]
 
 
 def by_attribution(searched: Searched, nodes: bool) -> Path:
