@@ -76,19 +76,20 @@ def compare_chunked(
 class Damage:
     """What replacing the region's outputs does to M's predictions, on each scored token.
 
-    `kl_bits` [n]: KL(M || M_E); `loss_bits` [n]: cross-entropy of the data's next token under M_E, NaN where a sequence
-    ends.
+    `kl_bits` [n]: KL(M || M_E), 0 where M's prediction is not asked for; `loss_bits` [n]: cross-entropy of the data's
+    next token under M_E, NaN where a sequence ends, or where it is not asked for.
     """
 
     kl_bits: np.ndarray
     loss_bits: np.ndarray
 
     @classmethod
-    def of_nats(cls, kl_and_loss: np.ndarray, scored: np.ndarray) -> Damage:
+    def of_nats(cls, kl_and_loss: np.ndarray, activations: Activations) -> Damage:
         """From KL and cross-entropy in nats, [sequences, positions, 2], at the scored positions."""
         out = nats_to_bits(kl_and_loss.astype(np.float64))
         out[:, -1, 1] = np.nan
-        return cls(out[..., 0][scored], out[..., 1][scored])
+        out[~activations.asked] = (0.0, np.nan)
+        return cls(out[..., 0][activations.scored], out[..., 1][activations.scored])
 
 
 @runtime_checkable
@@ -107,7 +108,8 @@ class RegionEvaluator(Protocol):
         ...
 
     def score_gradients(self, activations: Activations, seed: int) -> np.ndarray:
-        """d log p(y) / d output at the scored positions, nats per unit, [n, d]; y is sampled from M itself."""
+        """d log p(y) / d output at the scored positions, nats per unit, [n, d]; y is sampled from M itself, where its
+        predictions are asked for."""
         ...
 
     def logits(self, activations: Activations, reference: np.ndarray) -> np.ndarray:
@@ -170,10 +172,11 @@ class Evaluator:
 
     @cached_property
     def _gradient(self) -> Callable[..., Array]:
-        def log_likelihood(value: Array, params: Any, boundary: Array | None, key: Array) -> Array:
+        def log_likelihood(value: Array, params: Any, boundary: Array | None, key: Array, asked: Array) -> Array:
             logits = self._head(params, self._suffix(params, value, boundary))
             sampled = jax.random.categorical(key, jax.lax.stop_gradient(logits))
-            return jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(logits), sampled[..., None], -1))
+            found = jnp.take_along_axis(jax.nn.log_softmax(logits), sampled[..., None], -1)
+            return jnp.sum(jnp.where(asked[..., None], found, 0.0))
 
         return jax.jit(jax.grad(log_likelihood))
 
@@ -200,7 +203,7 @@ class Evaluator:
             np.asarray(self._compare(self.model.params, hidden[s], reference[s], jnp.asarray(targets[s])))
             for s in batches(activations)
         ]
-        return Damage.of_nats(np.concatenate(parts), activations.scored)
+        return Damage.of_nats(np.concatenate(parts), activations)
 
     def damage(self, activations: Activations, reference: np.ndarray, values: np.ndarray) -> Damage:
         """Replace the region's outputs by `values` [sequences, positions, d] and compare with M, scored tokens only."""
@@ -213,15 +216,20 @@ class Evaluator:
             )
             for s in batches(activations)
         ]
-        return Damage.of_nats(np.concatenate(parts), activations.scored)
+        return Damage.of_nats(np.concatenate(parts), activations)
 
     def score_gradients(self, activations: Activations, seed: int) -> np.ndarray:
-        """d log p(y) / d output at the scored positions, nats per unit, [n, d]; y is sampled from M itself."""
-        keys = jax.random.split(jax.random.key(seed), len(activations.tokens))
+        """d log p(y) / d output at the scored positions, nats per unit, [n, d]; y is sampled from M itself, where its
+        predictions are asked for."""
+        keys, asked = jax.random.split(jax.random.key(seed), len(activations.tokens)), activations.asked
         parts = [
             np.asarray(
                 self._gradient(
-                    jnp.asarray(activations.outputs[s]), self.model.params, activations.boundary_of(s), keys[s.start]
+                    jnp.asarray(activations.outputs[s]),
+                    self.model.params,
+                    activations.boundary_of(s),
+                    keys[s.start],
+                    jnp.asarray(asked[s]),
                 )
             )
             for s in batches(activations)

@@ -64,7 +64,7 @@ class TorchEvaluator:
                 _kl_and_loss(self._logits(tokens[s], reference[s]), self._logits(tokens[s], values[s]), targets[s])
                 for s in batches(activations, TORCH_TOKENS)
             ]
-        return Damage.of_nats(np.concatenate(parts), activations.scored)
+        return Damage.of_nats(np.concatenate(parts), activations)
 
     def score_gradients(self, activations: Activations, seed: int) -> np.ndarray:
         """d log p(y) / d output at the scored positions, nats per unit, [n, d]; y is sampled from M itself.
@@ -73,7 +73,7 @@ class TorchEvaluator:
         """
         uniform = np.random.default_rng(seed).random(activations.tokens.shape, np.float32)
         parts = [
-            self._gradient(activations.tokens[s], activations.outputs[s], uniform[s])
+            self._gradient(activations.tokens[s], activations.outputs[s], uniform[s], activations.asked[s])
             for s in batches(activations, TORCH_TOKENS)
         ]
         return np.concatenate(parts)[activations.scored]
@@ -93,7 +93,7 @@ class TorchEvaluator:
             return torch.as_tensor(np.array(values, np.float32))
         return self.model.forward(tokens, {self.region.output: lambda own: torch.as_tensor(np.array(values)).to(own)})
 
-    def _gradient(self, tokens: np.ndarray, values: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    def _gradient(self, tokens: np.ndarray, values: np.ndarray, uniform: np.ndarray, asked: np.ndarray) -> np.ndarray:
         leaves: list[torch.Tensor] = []
 
         def leaf(own: Any) -> torch.Tensor:
@@ -104,7 +104,8 @@ class TorchEvaluator:
         with torch.no_grad():
             logits = self.model.forward(tokens, {self.region.output: leaf}).float()
             drawn = sample_rows(logits, uniform)
-            likelihood = logits.log_softmax(-1).gather(-1, drawn).sum()
+            drawn_logs = logits.log_softmax(-1).gather(-1, drawn)[..., 0]
+            likelihood = (drawn_logs * torch.as_tensor(asked).to(drawn_logs)).sum()
         try:
             (gradient,) = torch.autograd.grad(likelihood, leaves)
         except RuntimeError as error:

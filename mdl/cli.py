@@ -130,7 +130,7 @@ _OPTIONS = (
         help="Fraction of the null's KL that may remain, 0.01 or 1%. Repeatable. [default: 10%, 1%, 0.1%]",
     ),
     click.option("--text", type=_FILE, help="A text file to score on. [default: the embedded model's own]"),
-    click.option("--tokens", type=_FILE, help="A .npy array of token ids to score on."),
+    click.option("--tokens", type=_FILE, help="Token ids to score on: .npy, or .npz with `measured` positions."),
     click.option("--dataset", type=_FOLDER, help="A Hugging Face dataset on disk to score on."),
     click.option("--horizon", type=TokensType(), help="N, the tokens over which static bits are spread. [default: 1M]"),
     click.option(

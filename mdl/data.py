@@ -75,7 +75,9 @@ class Dataset:
     """Token ids [sequences, positions] in three disjoint splits, with the unit of sampling of every sequence.
 
     `special_tokens`: ids whose positions are not scored: every explanation has a constant there, which is charged.
-    `description`: source, hash and sizes, for the scorecard.
+    `description`: source, hash and sizes, for the scorecard. `measured`: of each split, bool [sequences, positions],
+    where what the model predicts is asked for (a behaviour that shows at some positions); None: everywhere. All else is
+    predicted and paid for as ever, but M's predictions there are nobody's concern: their KL counts as 0.
     """
 
     fit: np.ndarray
@@ -84,6 +86,7 @@ class Dataset:
     groups: tuple[np.ndarray, np.ndarray, np.ndarray]
     special_tokens: tuple[int, ...]
     description: dict[str, Any]
+    measured: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def save(self, path: Path) -> None:
         """Write an .npz of plain arrays, to a temporary file that is then renamed."""
@@ -91,6 +94,8 @@ class Dataset:
         arrays = {name: getattr(self, name) for name in names}
         arrays |= {f"{name}_groups": g for name, g in zip(names, self.groups, strict=True)}
         arrays["special_tokens"] = np.array(self.special_tokens, np.int64)
+        if self.measured is not None:
+            arrays |= {f"{name}_measured": m for name, m in zip(names, self.measured, strict=True)}
         temporary = path.with_name(path.name + ".partial")
         with temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)
@@ -104,12 +109,21 @@ class Dataset:
                 fit, tune, held_out = (arrays[name] for name in ("fit", "tune", "held_out"))
                 groups = (arrays["fit_groups"], arrays["tune_groups"], arrays["held_out_groups"])
                 special = tuple(int(i) for i in arrays["special_tokens"])
+                masks = [
+                    arrays[f"{name}_measured"] for name in ("fit", "tune", "held_out") if f"{name}_measured" in arrays
+                ]
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{path} does not hold the data of a run ({error}): expected its data.npz") from error
-        return cls(fit, tune, held_out, groups, special, {"data_sha256": _hash(fit, tune, held_out)})
+        measured = (masks[0], masks[1], masks[2]) if len(masks) == 3 else None
+        description = {"data_sha256": _hash(fit, tune, held_out, *masks)}
+        return cls(fit, tune, held_out, groups, special, description, measured)
 
-    def splits(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        yield from zip(("fit", "tune", "held-out"), (self.fit, self.tune, self.held_out), self.groups, strict=True)
+    def splits(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray | None]]:
+        """Name, tokens, groups and measured positions of each."""
+        measured = self.measured or (None, None, None)
+        yield from zip(
+            ("fit", "tune", "held-out"), (self.fit, self.tune, self.held_out), self.groups, measured, strict=True
+        )
 
 
 @dataclass(frozen=True)
@@ -166,37 +180,55 @@ def _spread(owner: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _dataset(
-    splits: list[tuple[np.ndarray, np.ndarray]], special: tuple[int, ...], sizes: Sizes, seed: int, source: str
+    splits: list[tuple[np.ndarray, np.ndarray]],
+    special: tuple[int, ...],
+    sizes: Sizes,
+    seed: int,
+    source: str,
+    masks: list[np.ndarray] | None = None,
 ) -> Dataset:
     """Draw the wanted numbers of sequences from each split, number their units from 0, hash what was drawn.
 
     Held-out sequences that also occur in the other splits, or that occurred before, are dropped and counted.
     """
     rng = np.random.default_rng(seed)
-    tokens, groups = [], []
+    tokens, groups, measured = [], [], []
     again = repeats([array for array, _ in splits[:2]], splits[2][0])
     splits = [*splits[:2], (splits[2][0][~again], splits[2][1][~again])]
-    for (array, owner), size in zip(splits, (sizes.fit, sizes.tune, sizes.held_out), strict=True):
+    masks = masks and [*masks[:2], masks[2][~again]]
+    for number, size in enumerate((sizes.fit, sizes.tune, sizes.held_out)):
+        array, owner = splits[number]
         chosen = np.sort(_spread(owner, rng)[:size])
         tokens.append(np.ascontiguousarray(array[chosen], np.int32))
         groups.append(np.unique(owner[chosen], return_inverse=True)[1].reshape(-1))
+        measured += [masks[number][chosen]] if masks else []
     for name, array in zip(("fit", "tune", "held-out"), tokens, strict=True):
         if len(array) < 2:
             raise DataError(
                 f"only {len(array)} sequences of {array.shape[-1]} tokens for the {name} split: standard errors need "
                 "at least 2. Give more text, or shorter sequences with --context."
             )
-    description = {"data": source, "data_sha256": _hash(*tokens), "context": int(tokens[0].shape[1]), "seed": seed}
+    sha256 = _hash(*tokens, *measured)
+    description = {"data": source, "data_sha256": sha256, "context": int(tokens[0].shape[1]), "seed": seed}
     description["special_tokens"] = list(special)
     description["duplicates_dropped"] = int(again.sum())
-    return Dataset(tokens[0], tokens[1], tokens[2], (groups[0], groups[1], groups[2]), special, description)
+    where = (measured[0], measured[1], measured[2]) if measured else None
+    return Dataset(tokens[0], tokens[1], tokens[2], (groups[0], groups[1], groups[2]), special, description, where)
 
 
-def _shared_split(tokens: np.ndarray, special: tuple[int, ...], sizes: Sizes, seed: int, source: str) -> Dataset:
+def _shared_split(
+    tokens: np.ndarray,
+    special: tuple[int, ...],
+    sizes: Sizes,
+    seed: int,
+    source: str,
+    measured: np.ndarray | None = None,
+) -> Dataset:
     """Split sequences that come in one array: a seeded permutation, 60 / 15 / 25 %; each sequence is its own unit."""
-    order = np.random.default_rng(seed).permutation(len(tokens))
-    parts = np.split(tokens[order], _cuts(len(tokens)))
-    return _dataset([(p, np.arange(len(p))) for p in parts], special, sizes, seed, source)
+    order, cuts = np.random.default_rng(seed).permutation(len(tokens)), _cuts(len(tokens))
+    splits = [(part, np.arange(len(part))) for part in np.split(tokens[order], cuts)]
+    masks = None if measured is None else np.split(measured[order], cuts)
+    return _dataset(splits, special, sizes, seed, source, masks)
 
 
 def start_token(tokenizer: Any) -> int | None:
@@ -223,28 +255,43 @@ def windows(documents: list[list[int]], context: int, start: int | None) -> tupl
 
 
 def from_tokens(path: Path, sizes: Sizes, seed: int, context: int | None = None) -> Dataset:
-    """A token array on disk (`.npy`, integers [sequences, positions]).
+    """A token array on disk: an .npy file of integers [sequences, positions], or an .npz archive of `tokens` like that
+    and `measured`, bool of the same shape: the positions at which the model's predictions are asked for.
 
     A token id that begins every sequence is taken for a start-of-text token: it is not scored.
     **Raises:** `DataError` if the file is not such an array.
     """
-    try:
-        tokens = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a readable .npy array ({error})") from error
-    if not isinstance(tokens, np.ndarray):
-        raise DataError(f"{path} is an archive of arrays; expected one .npy array of token ids [sequences, positions]")
+    tokens, measured = _read_tokens(path)
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or tokens.size == 0:
         raise DataError(
             f"{path} holds a {tokens.dtype} array of shape {tokens.shape}; expected integer token ids "
             "[sequences, positions]"
         )
-    tokens = tokens[:, :context].astype(np.int32)
+    if measured is not None and (measured.shape != tokens.shape or measured.dtype != bool):
+        raise DataError(
+            f"{path}: `measured` is {measured.dtype} {measured.shape} for tokens {tokens.shape}: it says of every "
+            "position, True or False, whether the model's prediction there is asked for"
+        )
+    tokens, measured = tokens[:, :context].astype(np.int32), None if measured is None else measured[:, :context]
     if tokens.min() < 0:
         raise DataError(f"{path} holds negative token ids (smallest {tokens.min()})")
     first = tokens[0, 0]
     special = (int(first),) if (tokens[:, 0] == first).all() else ()
-    return _shared_split(tokens, special, sizes, seed, Path(path).name)
+    return _shared_split(tokens, special, sizes, seed, Path(path).name, measured)
+
+
+def _read_tokens(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """`tokens` and, where there is one, `measured`. **Raises:** `DataError` for a file that holds neither."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found, None
+        with found:
+            return found["tokens"], found.get("measured")
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path} is not a readable array of token ids ({error}): it takes an .npy array, or an .npz with `tokens`"
+        ) from error
 
 
 def from_rows(first_equal: np.ndarray, held_out: int | None, seed: int, source: str) -> Dataset:

@@ -20,7 +20,7 @@ def seal(task: Task, further: Mapping[str, np.ndarray] | None = None) -> dict[st
     """Hashes of the task's arrays and of `further` ones; the weights themselves, which cannot be written into."""
     arrays: dict[str, Any] = dict(further or {})
     for split in ("fit_activations", "tune_activations", "held_out"):
-        for name in ("tokens", "scored", "groups", "outputs", "inputs", "boundary"):
+        for name in ("tokens", "scored", "groups", "outputs", "inputs", "boundary", "measured"):
             arrays[f"{name} of {split}"] = getattr(getattr(task, split), name, None)
     found: dict[str, Any] = {name: _hash(array) for name, array in arrays.items() if array is not None}
     found[WEIGHTS] = ()

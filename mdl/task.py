@@ -111,7 +111,8 @@ class Activations:
     """Tokens and what M computes on them at the region's boundaries; [sequences, positions, ...] throughout.
 
     `boundary` is the residual stream from which a suffix can be run when the output site lies beside it, else None;
-    `groups` [sequences] numbers the documents, the unit of sampling; `network` is the region's architecture.
+    `groups` [sequences] numbers the documents, the unit of sampling; `network` is the region's architecture;
+    `measured` marks where M's predictions are asked for (None: at every scored position).
     """
 
     tokens: np.ndarray
@@ -121,6 +122,12 @@ class Activations:
     inputs: np.ndarray | None
     boundary: np.ndarray | None
     network: Network | None = None
+    measured: np.ndarray | None = None
+
+    @property
+    def asked(self) -> np.ndarray:
+        """Scored positions at which M's predictions are asked for, bool [sequences, positions]."""
+        return self.scored if self.measured is None else self.scored & self.measured
 
     def boundary_of(self, chosen: slice) -> np.ndarray | None:
         return None if self.boundary is None else self.boundary[chosen]
@@ -209,9 +216,12 @@ def build_task(model: AnyModel, region_text: str, data: Dataset, progress: Calla
         _check_cut(model, region, data.fit[:2])
     refuse_repeats(_contents(model, data) if isinstance(model, Vectors) else data)
     parts = []
-    for index, (name, tokens, groups) in enumerate(data.splits()):
+    for index, (name, tokens, groups, measured) in enumerate(data.splits()):
         progress(f"running the model on {name} data", index, 3)
-        parts.append(collect(model, region, tokens, ~np.isin(tokens, data.special_tokens), groups))
+        found = collect(model, region, tokens, ~np.isin(tokens, data.special_tokens), groups)
+        parts.append(replace(found, measured=measured))
+        if not parts[-1].asked.any():
+            raise DataError(f"no position of the {name} data is measured: there is nothing to be reproduced")
     description = {
         "model": model.name,
         "model_fingerprint": model.fingerprint,
@@ -226,6 +236,7 @@ def build_task(model: AnyModel, region_text: str, data: Dataset, progress: Calla
         "tune_tokens": parts[1].n_tokens,
         "held_out_tokens": parts[2].n_tokens,
         "held_out_units": int(parts[2].groups.max()) + 1,
+        **({} if data.measured is None else {"measured_tokens": int(parts[2].asked.sum())}),
     }
     return Task(model, region, parts[0], parts[1], parts[2], description)
 

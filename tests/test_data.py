@@ -55,7 +55,7 @@ def numbered(sequences: int = 40, positions: int = 12, start: int | None = 0) ->
 
 
 def rows_of(data: Dataset) -> list[set[tuple[int, ...]]]:
-    return [{tuple(row) for row in tokens.tolist()} for _, tokens, _ in data.splits()]
+    return [{tuple(row) for row in tokens.tolist()} for _, tokens, _, _ in data.splits()]
 
 
 def assert_disjoint(data: Dataset) -> None:
@@ -67,10 +67,10 @@ def assert_disjoint(data: Dataset) -> None:
 
 def test_splits_of_a_token_array_are_disjoint_and_sized(tmp_path: Path) -> None:
     data = from_tokens(token_file(tmp_path, numbered(100)), SIZES, seed=0)
-    assert [len(t) for _, t, _ in data.splits()] == [20, 6, 8]
+    assert [len(t) for _, t, _, _ in data.splits()] == [20, 6, 8]
     assert_disjoint(data)
     assert data.special_tokens == (0,)
-    for _, tokens, groups in data.splits():
+    for _, tokens, groups, _ in data.splits():
         assert tokens.dtype == np.int32
         assert np.array_equal(groups, np.arange(len(tokens)))
     assert data.description["data"] == "tokens.npy"
@@ -80,7 +80,7 @@ def test_splits_of_a_token_array_are_disjoint_and_sized(tmp_path: Path) -> None:
 
 def test_shares_where_data_is_short(tmp_path: Path) -> None:
     data = from_tokens(token_file(tmp_path, numbered(40)), Sizes(1000, 1000, 1000), seed=0)
-    assert [len(t) for _, t, _ in data.splits()] == [24, 6, 10]
+    assert [len(t) for _, t, _, _ in data.splits()] == [24, 6, 10]
     assert sum(len(r) for r in rows_of(data)) == 40
 
 
@@ -122,20 +122,14 @@ def test_bad_token_arrays_are_refused(tmp_path: Path, tokens: np.ndarray, messag
 def test_what_is_no_array_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.npy").write_text("tokens")
     for name in ("x.npy", "absent.npy"):
-        with pytest.raises(DataError, match=r"not a readable \.npy array"):
+        with pytest.raises(DataError, match="not a readable array"):
             from_tokens(tmp_path / name, SIZES, 0)
 
 
 def test_pickled_arrays_are_not_run(tmp_path: Path) -> None:
     np.save(tmp_path / "objects.npy", np.array([[{}]], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match=r"not a readable \.npy array"):
+    with pytest.raises(DataError, match="not a readable array"):
         from_tokens(tmp_path / "objects.npy", SIZES, 0)
-
-
-def test_an_archive_of_arrays_is_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", a=np.ones((4, 4), np.int64))
-    with pytest.raises(DataError, match="is an archive of arrays"):
-        from_tokens(tmp_path / "x.npz", SIZES, 0)
 
 
 def test_text_becomes_windows_behind_the_start_token(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
@@ -144,7 +138,7 @@ def test_text_becomes_windows_behind_the_start_token(tmp_path: Path, tokenizer: 
     data = from_text(tmp_path / "text.txt", tokenizer, 16, SIZES, 0)
     assert data.special_tokens == (0,)
     assert_disjoint(data)
-    for _, tokens, _ in data.splits():
+    for _, tokens, _, _ in data.splits():
         assert (tokens[:, 0] == 0).all()
         for row in tokens:
             assert tokenizer.decode(row[1:].tolist()) in text
@@ -223,8 +217,8 @@ def embedded(tokenizer: tokenizers.Tokenizer) -> Dataset:
 
 
 def test_embedded_text_has_the_sizes_and_its_documents_as_units(embedded: Dataset) -> None:
-    assert [t.shape for _, t, _ in embedded.splits()] == [(40, 64), (12, 64), (30, 64)]
-    for _, tokens, groups in embedded.splits():
+    assert [t.shape for _, t, _, _ in embedded.splits()] == [(40, 64), (12, 64), (30, 64)]
+    for _, tokens, groups, _ in embedded.splits():
         assert np.array_equal(np.unique(groups), np.arange(groups.max() + 1))
         assert (tokens[:, 0] == 0).all()
     assert 2 <= embedded.groups[2].max() + 1 <= 30
@@ -238,7 +232,7 @@ def test_no_document_that_was_trained_on_is_scored(embedded: Dataset, tokenizer:
     for document in standard_library():
         by_split[document.split].append(document.text)
     whole = {split: "\0".join(texts) for split, texts in by_split.items()}
-    for (_, tokens, _), split in zip(embedded.splits(), ("fit", "fit", "held-out"), strict=True):
+    for (_, tokens, _, _), split in zip(embedded.splits(), ("fit", "fit", "held-out"), strict=True):
         others = [s for s in whole if s != split]
         foreign = 0
         for row in tokens:

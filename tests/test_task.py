@@ -82,7 +82,7 @@ def test_flops_of_regions_add_up(tiny_model: Model) -> None:
 def test_activations_are_the_models_own(text: str, tiny_model: Model, tiny_data: Dataset) -> None:
     task = build_task(tiny_model, text, tiny_data, silent)
     source, output = REGIONS[text]
-    for activations, (_, tokens, groups) in zip(
+    for activations, (_, tokens, groups, _) in zip(
         (task.fit_activations, task.tune_activations, task.held_out), tiny_data.splits(), strict=True
     ):
         reads = [output] if source == "tokens" else [source, output]

@@ -34,8 +34,9 @@ from mdl.protocols import Settings
 from mdl.task import Task
 from mdl.units import nats_to_bits
 
-SEQUENCES = 8  # of the fit data, on which circuits are searched
-POSITIONS = 64  # of each, scored, at which change is measured; fewer where a sequence has fewer
+SEQUENCES = 8  # of the fit data, on which circuits are searched; more where few of their positions are asked for
+MOST_SEQUENCES = 64
+POSITIONS = 64  # of each, at which change is measured; fewer where sequences have fewer
 CIRCUITS = 40  # on a path, about
 EXACT_UNITS = 64  # up to which greedy search tries every removal
 SHARE = 0.1  # of the units that go at once, where there are more
@@ -69,10 +70,12 @@ class Searched:
         cls, task: Task, network: TransformerRegion, weights: Mapping[str, np.ndarray], graph: Graph, ablation: str
     ) -> Searched:
         """From the first sequences of the fit data."""
-        inputs, config = task.fit.inputs, circuit_config(network)
-        counts = inputs.scored.sum(1)
-        chosen = np.flatnonzero(counts >= min(POSITIONS, int(np.median(counts))))[:SEQUENCES]
-        places = _places(inputs.scored[chosen])
+        inputs, asked, config = task.fit.inputs, task.fit_activations.asked, circuit_config(network)
+        counts = asked.sum(1)
+        some = np.flatnonzero(counts)
+        wanted = SEQUENCES * POSITIONS / np.median(np.minimum(counts[some], POSITIONS))
+        chosen = some[: min(round(wanted), MOST_SEQUENCES)]
+        places = _places(asked[chosen])
         values = None if inputs.values is None else jnp.asarray(inputs.values[chosen])
         params, tokens = embedded(network, config, dict(weights), values, jnp.asarray(inputs.tokens[chosen]))
         outputs = np.asarray(source_outputs(config, params, tokens, graph), np.float64)  # [B, S, T, d]
@@ -103,10 +106,11 @@ class Searched:
         return np.array([1.0 if s == INPUT else head if s.startswith("a") else mlp for s in graph.sources])
 
 
-def _places(scored: np.ndarray) -> np.ndarray:
-    """Scored positions of each sequence, as many of each, [B, K]; spread over the sequence."""
-    count = min(POSITIONS, int(scored.sum(1).min()))
-    rows = [np.flatnonzero(row) for row in scored]
+def _places(asked: np.ndarray) -> np.ndarray:
+    """Positions of each sequence, as many of each, [B, K]: spread over those that are asked for, some of them several
+    times where a sequence has fewer than others, so that every sequence counts alike."""
+    count = min(POSITIONS, int(asked.sum(1).max()))
+    rows = [np.flatnonzero(row) for row in asked]
     return np.stack([row[np.linspace(0, len(row) - 1, count).round().astype(int)] for row in rows])
 
 

@@ -5,8 +5,10 @@ An error E in a matrix W changes the outputs so that, in the metric G, a token's
     tr(A E B E^T),   A = E[x x^T],   B = E[g g^T],
 
 with x what the matrix is multiplied with and g = d (output . G^(1/2) r) / d (x W) for random signs r of every output
-number and token. A is what GPTQ calls the Hessian; A and B are K-FAC's factors of the Gauss-Newton matrix (Martens and
-Grosse 2015, arXiv:1503.05671; Frantar et al. 2023, arXiv:2210.17323).
+number and token; where the outputs are logits, g is the derivative of log p(y) for a label y drawn from the model's own
+distribution at every position that is asked for: then B is of the Fisher information itself. A is what GPTQ calls the
+Hessian; A and B are K-FAC's factors of the Gauss-Newton matrix (Martens and Grosse 2015, arXiv:1503.05671; Frantar et
+al. 2023, arXiv:2210.17323).
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mdl.models.networks import Network
+from mdl.models.networks import Network, TransformerRegion
 from mdl.models.operators import products
+from mdl.models.sites import LOGITS
 from mdl.protocols import Inputs
 from mdl.task import Task, region_weights
 
@@ -100,17 +103,26 @@ def leading(inputs: Inputs, tokens: int) -> Inputs:
 
 
 def measure(
-    network: Network, weights: Mapping[str, np.ndarray], inputs: Inputs, root: np.ndarray, seed: int = 0
+    network: Network,
+    weights: Mapping[str, np.ndarray],
+    inputs: Inputs,
+    asked: np.ndarray,
+    root: np.ndarray,
+    seed: int = 0,
 ) -> Curvatures:
     """The curvature of every weight of a region, from `inputs`.
 
-    **Arguments:** `root` [d, d]: the metric's root G^(1/2) in force.
+    **Arguments:** `asked` [sequences, positions]: where predictions are asked for, which counts where the outputs are
+    logits; `root` [d, d]: the metric's root G^(1/2) in force, which counts elsewhere.
     """
     on_device = {name: jnp.asarray(w) for name, w in weights.items()}
     rooted, key, tokens = jnp.asarray(root, jnp.float32), jax.random.key(seed), 0
     sums: dict[str, np.ndarray] = {}
+    seen = 0
     for number, batch in enumerate(batches_of(inputs, BATCH_TOKENS)):
-        found = _batch(network, on_device, *device(batch), rooted, jax.random.fold_in(key, number))
+        values, ids, scored = device(batch)
+        here = jnp.asarray(asked[seen : (seen := seen + len(ids))]) & scored
+        found = _batch(network, on_device, values, ids, scored, here, rooted, jax.random.fold_in(key, number))
         for name, moment in found.items():
             sums[name] = sums.get(name, 0.0) + np.asarray(moment, np.float64)
         tokens += batch.n_tokens
@@ -127,15 +139,20 @@ def device(batch: Inputs) -> tuple[jax.Array | None, jax.Array, jax.Array]:
 
 @partial(jax.jit, static_argnums=0)
 def _batch(
-    network: Network, weights: dict[str, Any], values: Any, tokens: Any, scored: Any, root: Any, key: Any
+    network: Network, weights: dict[str, Any], values: Any, tokens: Any, scored: Any, asked: Any, root: Any, key: Any
 ) -> dict[str, Any]:
     """Sums of moments over one batch: of use u of a matrix under "matrix:u:left" and ":right", of others by name."""
 
     def outputs(own: Mapping[str, Any]) -> Any:
         return network.run(own, values, tokens)
 
-    shape = jax.eval_shape(outputs, weights).shape
-    cotangent = (jax.random.rademacher(key, shape, root.dtype) @ root) * scored[..., None]
+    if isinstance(network, TransformerRegion) and network.output == LOGITS:
+        logits = outputs(weights)
+        drawn = jax.nn.one_hot(jax.random.categorical(key, logits), logits.shape[-1])
+        cotangent = (drawn - jax.nn.softmax(logits)) * asked[..., None]
+    else:
+        shape = jax.eval_shape(outputs, weights).shape
+        cotangent = (jax.random.rademacher(key, shape, root.dtype) @ root) * scored[..., None]
     found: dict[str, Any] = {}
     for name, uses in products(outputs, weights, tuple(network.matrices), cotangent).items():
         for number, use in enumerate(uses):
@@ -167,6 +184,7 @@ class MeasuredCurvature:
     network: Network
     weights: Mapping[str, np.ndarray]
     inputs: Inputs
+    asked: np.ndarray
     known: dict[bytes, Curvatures] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -174,11 +192,11 @@ class MeasuredCurvature:
         """**Raises:** `TaskError` for a region whose weights are not known."""
         weights, inputs = region_weights(task), leading(task.fit.inputs, CURVATURE_TOKENS)
         assert inputs.network is not None
-        return cls(inputs.network, weights, inputs)
+        return cls(inputs.network, weights, inputs, task.fit_activations.asked[: len(inputs.tokens)])
 
     def under(self, root: np.ndarray) -> Curvatures:
         """In the metric with this root, [d, d]."""
         key = root.tobytes()
         if key not in self.known:
-            self.known[key] = measure(self.network, self.weights, self.inputs, root)
+            self.known[key] = measure(self.network, self.weights, self.inputs, self.asked, root)
         return self.known[key]

@@ -195,7 +195,7 @@ def test_modular_addition_has_every_pair_once() -> None:
     assert np.array_equal(inputs[:, 7:].argmax(1), b)
     vectors = Vectors.computed(network, random_weights(network), inputs, "sums", "categorical")
     data = from_rows(vectors.first_equal, None, 0, "sums")
-    every = np.concatenate([split for _, split, _ in data.splits()])
+    every = np.concatenate([split for _, split, _, _ in data.splits()])
     assert sorted(every[:, 0].tolist()) == list(range(49))
     assert data.description["duplicates_dropped"] == 0
 

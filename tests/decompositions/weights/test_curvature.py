@@ -55,7 +55,7 @@ def test_of_a_linear_map_it_is_the_inputs_second_moments_and_the_metric() -> Non
     network = Linear()
     weights, inputs = random_weights(network), random_inputs(network, 4096)
     root = square_root(np.cov(np.random.default_rng(5).normal(size=(3, 9))))
-    found = measure(network, weights, inputs, root).matrices["W"]
+    found = measure(network, weights, inputs, inputs.scored, root).matrices["W"]
     x = inputs.scored_values().astype(np.float64)
     np.testing.assert_allclose(found.inputs, x.T @ x / len(x), atol=1e-4)
     np.testing.assert_allclose(found.outputs, root @ root.T, atol=0.05 * np.trace(root @ root) / 3)
@@ -71,7 +71,7 @@ def test_of_a_relu_network_by_finite_differences(name: str) -> None:
     weights, inputs = random_weights(network), random_inputs(network, 1500)
     weights["T"][:] = 0.0
     root = np.diag([1.0, 0.5, 2.0])
-    curvature = measure(network, weights, inputs, root).matrices[name]
+    curvature = measure(network, weights, inputs, inputs.scored, root).matrices[name]
     rng = np.random.default_rng(1)
     directions = [rng.normal(size=network.matrices[name]) for _ in range(1 if name == "W_out" else 60)]
     before, found, size = evaluate(network, weights, inputs), [], 1e-2
@@ -88,7 +88,7 @@ def test_of_tables_and_vectors_it_is_the_expected_squared_derivative(name: str) 
     network = TwoLayers()
     weights, inputs = random_weights(network), random_inputs(network, 12, 2, ids=3)
     root = np.diag([1.0, 0.5, 2.0])
-    means = [measure(network, weights, inputs, root, seed).others[name] for seed in range(200)]
+    means = [measure(network, weights, inputs, inputs.scored, root, seed).others[name] for seed in range(200)]
     squares = np.square(jacobian(network, weights, inputs, name))
     wanted = np.tensordot(np.square(np.diag(root)), squares.sum(0), 1) / inputs.n_tokens
     assert means[0].shape == weights[name].shape
@@ -104,7 +104,7 @@ def test_of_a_matrix_that_is_used_twice_it_keeps_both_marginals() -> None:
     inputs = random_inputs(network, 2000)
     x = np.abs(inputs.scored_values()).astype(np.float64)
     inputs = Inputs(inputs.tokens, inputs.scored, x.astype(np.float32)[:, None], network)
-    found = measure(network, weights, inputs, np.eye(5)).matrices["W"]
+    found = measure(network, weights, inputs, inputs.scored, np.eye(5)).matrices["W"]
     w, hidden = weights["W"].astype(np.float64), x @ weights["W"]
     on = (hidden @ w.T + weights["b"] > 0).astype(np.float64)
     first = x.T @ x / len(x), w.T @ np.diag(on.mean(0)) @ w
