@@ -146,14 +146,18 @@ class Path:
         return cls(tuple(found))
 
     def damage(self, searched: Searched, settings: Settings) -> list[float]:
-        """Of each circuit, bits a token: KL, or about what a residual coder of the settings would take."""
+        r"""Of each circuit, bits a token: KL, or about what a residual coder of the settings would take,
+
+        $$\sum_i \tfrac12 \log_2 (1 + 12 u_i^2 / \Delta^2)$$ over the errors u in the metric: for large ones the length of a
+        uniform quantiser's code, for small ones what the distortion that they leave costs at that coder's exchange rate.
+        """
         if len(self.circuits) == 1:
             return [0.0]
         errors = self._errors(searched)
         if searched.network.output == LOGITS:
             return [nats_to_bits(float(kl)) for kl in errors]
         squares = np.square(errors @ settings.root.T.astype(np.float32))
-        coded = 0.5 * np.log2(1.0 + squares / settings.step**2)
+        coded = 0.5 * np.log2(1.0 + 12.0 * squares / settings.step**2)
         bits = coded if settings.corrected else nats_to_bits(squares / 2.0)
         return [float(b) for b in bits.sum(-1).mean((1, 2), dtype=np.float64)]
 
