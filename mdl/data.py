@@ -223,12 +223,16 @@ def _shared_split(
     seed: int,
     source: str,
     measured: np.ndarray | None = None,
+    documents: np.ndarray | None = None,
 ) -> Dataset:
-    """Split sequences that come in one array: a seeded permutation, 60 / 15 / 25 %; each sequence is its own unit."""
-    order, cuts = np.random.default_rng(seed).permutation(len(tokens)), _cuts(len(tokens))
-    splits = [(part, np.arange(len(part))) for part in np.split(tokens[order], cuts)]
-    masks = None if measured is None else np.split(measured[order], cuts)
-    return _dataset(splits, special, sizes, seed, source, masks)
+    """Split sequences that come in one array: a seeded permutation of `documents` [sequences], the units, 60 / 15 /
+    25 %; by default each sequence is one."""
+    units, owner = np.unique(np.arange(len(tokens)) if documents is None else documents, return_inverse=True)
+    place = np.argsort(np.random.default_rng(seed).permutation(len(units)))[owner]  # of its document, in random order
+    order = np.argsort(place, kind="stable")
+    parts = np.split(order, np.searchsorted(place[order], _cuts(len(units))))
+    masks = None if measured is None else [measured[part] for part in parts]
+    return _dataset([(tokens[part], place[part]) for part in parts], special, sizes, seed, source, masks)
 
 
 def start_token(tokenizer: Any) -> int | None:
@@ -256,12 +260,13 @@ def windows(documents: list[list[int]], context: int, start: int | None) -> tupl
 
 def from_tokens(path: Path, sizes: Sizes, seed: int, context: int | None = None) -> Dataset:
     """A token array on disk: an .npy file of integers [sequences, positions], or an .npz archive of `tokens` like that
-    and `measured`, bool of the same shape: the positions at which the model's predictions are asked for.
+    and, as far as there are such, `measured`, bool of the same shape: the positions at which the model's predictions
+    are asked for; `documents`, integers [sequences]: which sequences are parts of one, and go to one split together.
 
     A token id that begins every sequence is taken for a start-of-text token: it is not scored.
     **Raises:** `DataError` if the file is not such an array.
     """
-    tokens, measured = _read_tokens(path)
+    tokens, measured, documents = _read_tokens(path)
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or tokens.size == 0:
         raise DataError(
             f"{path} holds a {tokens.dtype} array of shape {tokens.shape}; expected integer token ids "
@@ -272,22 +277,29 @@ def from_tokens(path: Path, sizes: Sizes, seed: int, context: int | None = None)
             f"{path}: `measured` is {measured.dtype} {measured.shape} for tokens {tokens.shape}: it says of every "
             "position, True or False, whether the model's prediction there is asked for"
         )
+    if documents is not None and (
+        documents.shape != tokens.shape[:1] or not np.issubdtype(documents.dtype, np.integer)
+    ):
+        raise DataError(
+            f"{path}: `documents` is {documents.dtype} {documents.shape} for {len(tokens)} sequences: it numbers the "
+            "document of each"
+        )
     tokens, measured = tokens[:, :context].astype(np.int32), None if measured is None else measured[:, :context]
     if tokens.min() < 0:
         raise DataError(f"{path} holds negative token ids (smallest {tokens.min()})")
     first = tokens[0, 0]
     special = (int(first),) if (tokens[:, 0] == first).all() else ()
-    return _shared_split(tokens, special, sizes, seed, Path(path).name, measured)
+    return _shared_split(tokens, special, sizes, seed, Path(path).name, measured, documents)
 
 
-def _read_tokens(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """`tokens` and, where there is one, `measured`. **Raises:** `DataError` for a file that holds neither."""
+def _read_tokens(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """`tokens`, `measured` and `documents`. **Raises:** `DataError` for a file without the first."""
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray):
-            return found, None
+            return found, None, None
         with found:
-            return found["tokens"], found.get("measured")
+            return found["tokens"], found.get("measured"), found.get("documents")
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"{path} is not a readable array of token ids ({error}): it takes an .npy array, or an .npz with `tokens`"

@@ -58,6 +58,18 @@ def test_masks_go_with_their_sequences_and_into_the_hash(archive: Path, tmp_path
     assert all(np.array_equal(a, b) for a, b in zip(again.measured, data.measured, strict=True))
 
 
+def test_documents_stay_together(tiny_data: Dataset, tmp_path: Path) -> None:
+    documents = np.arange(len(tiny_data.fit)) // 4
+    tokens = tiny_data.fit.copy()
+    tokens[:, 1] = 1 + documents  # recognised by its first token
+    np.savez(tmp_path / "data.npz", tokens=tokens, documents=documents)
+    data = from_tokens(tmp_path / "data.npz", Sizes(), 0)
+    found = [set(split[:, 1]) for _, split, _, _ in data.splits()]
+    assert [len(f) for f in found] == [12, 3, 5]
+    assert len(set.union(*found)) == 20
+    assert [len(np.unique(groups)) for _, _, groups, _ in data.splits()] == [12, 3, 5]
+
+
 def test_a_context_cuts_the_mask_too(archive: Path) -> None:
     data = from_tokens(archive, Sizes(), 0, context=8)
     assert data.measured is not None
@@ -126,6 +138,12 @@ def test_a_run_is_verified(tiny_model: Model, archive: Path, tmp_path: Path) -> 
 def test_masks_that_do_not_fit_are_refused(measured: np.ndarray, message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", tokens=np.ones((40, 12), int), measured=measured)
     with pytest.raises(DataError, match=message):
+        from_tokens(tmp_path / "data.npz", Sizes(), 0)
+
+
+def test_documents_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", tokens=np.ones((40, 12), int), documents=np.zeros(39, int))
+    with pytest.raises(DataError, match="`documents` is int64"):
         from_tokens(tmp_path / "data.npz", Sizes(), 0)
 
 

@@ -175,7 +175,7 @@ def test_equal_rows_do_not_stand_on_both_sides() -> None:
     doubled = Vectors.of(np.concatenate([rows, rows]), "doubled")
     data = from_rows(doubled.first_equal, None, 0, "doubled")
     assert data.description["duplicates_dropped"] == 100
-    assert sum(len(s) for _, s, _ in data.splits()) == 100
+    assert sum(len(s) for _, s, _, _ in data.splits()) == 100
     by_hand = from_rows(np.arange(200, dtype=np.int32), None, 0, "by hand")
     with pytest.raises(DataError, match="duplicates"):
         build_task(doubled, "vectors", by_hand, lambda *_: None)

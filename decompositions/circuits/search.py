@@ -148,8 +148,8 @@ class Path:
     def damage(self, searched: Searched, settings: Settings) -> list[float]:
         r"""Of each circuit, bits a token: KL, or about what a residual coder of the settings would take,
 
-        $$\sum_i \tfrac12 \log_2 (1 + 12 u_i^2 / \Delta^2)$$ over the errors u in the metric: for large ones the length of a
-        uniform quantiser's code, for small ones what the distortion that they leave costs at that coder's exchange rate.
+        $$\sum_i \tfrac12 \log_2 (1 + 12 u_i^2 / \Delta^2)$$ over the errors u in the metric: for large ones the length of
+        a uniform quantiser's code, for small ones what their distortion costs at that coder's exchange rate.
         """
         if len(self.circuits) == 1:
             return [0.0]

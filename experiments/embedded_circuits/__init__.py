@@ -1,0 +1,1 @@
+"""Circuits of two behaviours of the embedded model, beside every other family."""
