@@ -21,19 +21,22 @@ from decompositions.circuits.decoder import KIND, CircuitDecoder
 from decompositions.circuits.formats import load_circuit
 from decompositions.circuits.kept import Kept, circuit_config
 from decompositions.circuits.packing import Packing
-from decompositions.circuits.search import SEARCHES, Searched, ranked
-from decompositions.circuits.search import Path as Nested
+from decompositions.circuits.paths import Path as Nested
+from decompositions.circuits.search import ranked
+from decompositions.circuits.searched import Searched
+from decompositions.circuits.searches import SEARCHES
 from decompositions.weights.curvature import MeasuredCurvature
 from mdl.errors import ExplanationError
 from mdl.message import Section
 from mdl.models.circuits.graph import Graph
 from mdl.models.networks import TransformerRegion
+from mdl.models.sites import LOGITS
 from mdl.protocols import Sample, Settings
 from mdl.state import NoState
 from mdl.task import Task
 
 LEVELS = ("node", "edge", "subspace")
-ABLATIONS = ("zero", "mean")
+ABLATIONS = ("zero", "mean", "optimal")
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,13 @@ class Circuit:
     **Arguments:** `search`: of SEARCHES, ignored if there is a `file` (any format of `decompositions.circuits.formats`,
     named by `format` where a file does not tell) or `edges`, bool [sources, destinations]; `level`: whether whole nodes
     or edges are kept, and whether readers' matrices come on the span of what their sources write ("subspace");
-    `ablation`: what stands in for the rest.
+    `ablation`: what stands in for the rest: nothing, the means of what is dropped, or (of a whole model) constants
+    fitted to the circuit that was found under means.
     """
 
     search: str = "eap-ig"
     level: Literal["node", "edge", "subspace"] = "edge"
-    ablation: Literal["zero", "mean"] = "mean"
+    ablation: Literal["zero", "mean", "optimal"] = "mean"
     file: str = ""
     format: str = ""
     edges: Any = field(default=None, repr=False)
@@ -68,12 +72,18 @@ class Circuit:
             raise ExplanationError(
                 "circuits are of transformers: this region has no heads or MLPs to be joined by edges"
             )
+        if self.ablation == "optimal" and network.output != LOGITS:
+            raise ExplanationError(
+                f"optimal ablation is fitted to predictions, and this region ends at {network.output}: take "
+                "ablation=mean, or the region 'model'"
+            )
         graph = Graph.of(circuit_config(network))
-        searched = Searched.of(task, network, curvature.weights, graph, self.ablation)
+        subspace = self.level == "subspace"
+        searched = Searched.of(task, network, curvature.weights, graph, self.ablation, subspace)
         path = self._path(graph, searched)
         found = Path(self.file).stem or ("edges" if self.edges is not None else self.search)
         name = self.name or f"circuit ({found}, {self.level}, {self.ablation})"
-        return CircuitExplanation(name, network, graph, curvature, searched, path, self.level == "subspace")
+        return CircuitExplanation(name, network, graph, curvature, searched, path, subspace)
 
     def _path(self, graph: Graph, searched: Searched) -> Nested:
         constant = True  # what stands in for dropped sources is the same at every position

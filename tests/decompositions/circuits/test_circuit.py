@@ -11,7 +11,6 @@ import pytest
 
 from decompositions.circuits.circuit import Circuit, CircuitExplanation
 from decompositions.circuits.decoder import BYTE, CircuitDecoder
-from decompositions.circuits.search import SEARCHES
 from decompositions.weights.yardsticks import Weights
 from mdl.errors import ExplanationError, MessageError, ModelError
 from mdl.message import QuantisedArray, Section, decode_message, encode_message
@@ -108,7 +107,7 @@ def test_an_edge_earns_its_keep() -> None:
     assert bits["edge"] < 0.8 * dense
 
 
-@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("search", ["eap-ig", "exact", "greedy"])
 @pytest.mark.parametrize("level", ["node", "edge"])
 def test_searches_nest_and_a_longer_horizon_keeps_more(search: str, level: Any) -> None:
     task = task_of("gpt2", "upstream of blocks.1.hook_resid_pre" if search == "eap-ig" else "model")

@@ -30,6 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "post-norms-with-biases": {"post_norms": True},
     "final-rms": {"final_norm": "rms", "d_vocab_out": 5},
+    "one-head": {"n_heads": 1, "d_mlp": 0, "norm": "none"},
 }
 
 
