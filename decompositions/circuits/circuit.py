@@ -35,7 +35,7 @@ from mdl.protocols import Sample, Settings
 from mdl.state import NoState
 from mdl.task import Task
 
-LEVELS = ("node", "edge", "subspace")
+LEVELS = ("node", "neuron", "edge", "subspace")
 ABLATIONS = ("zero", "mean", "optimal")
 
 
@@ -45,13 +45,13 @@ class Circuit:
 
     **Arguments:** `search`: of SEARCHES, ignored if there is a `file` (any format of `decompositions.circuits.formats`,
     named by `format` where a file does not tell) or `edges`, bool [sources, destinations]; `level`: whether whole nodes
-    or edges are kept, and whether readers' matrices come on the span of what their sources write ("subspace");
-    `ablation`: what stands in for the rest: nothing, the means of what is dropped, or (of a whole model) constants
-    fitted to the circuit that was found under means.
+    are kept (of MLPs, also neurons) or edges, and whether readers' matrices come on the span of what their sources
+    write ("subspace"); `ablation`: what stands in for the rest: nothing, the means of what is dropped, or (of a whole
+    model) constants fitted to the circuit that was found under means.
     """
 
     search: str = "eap-ig"
-    level: Literal["node", "edge", "subspace"] = "edge"
+    level: Literal["node", "neuron", "edge", "subspace"] = "edge"
     ablation: Literal["zero", "mean", "optimal"] = "mean"
     file: str = ""
     format: str = ""
@@ -77,7 +77,7 @@ class Circuit:
                 f"optimal ablation is fitted to predictions, and this region ends at {network.output}: take "
                 "ablation=mean, or the region 'model'"
             )
-        graph = Graph.of(circuit_config(network))
+        graph = Graph.of(circuit_config(network), self.level == "neuron")
         subspace = self.level == "subspace"
         searched = Searched.of(task, network, curvature.weights, graph, self.ablation, subspace)
         path = self._path(graph, searched)
@@ -100,7 +100,7 @@ class Circuit:
                 assert loaded.scores is not None
                 return ranked(searched, loaded.scores)
             return Nested.fixed(_some(graph.pruned(loaded.edges, constant)))
-        return SEARCHES[self.search](searched, self.level == "node")
+        return SEARCHES[self.search](searched, self.level in ("node", "neuron"))
 
 
 def _some(edges: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ class Path:
             return [0.0]
         errors = self._errors(searched)
         if searched.network.output == LOGITS:
-            return [nats_to_bits(float(kl)) for kl in errors]
+            return [searched.share * nats_to_bits(float(kl)) for kl in errors]
         squares = np.square(errors @ settings.root.T.astype(np.float32))
         coded = 0.5 * np.log2(1.0 + 12.0 * squares / settings.step**2)
         bits = coded if settings.corrected else nats_to_bits(squares / 2.0)

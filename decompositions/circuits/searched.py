@@ -13,13 +13,15 @@ import numpy as np
 
 from decompositions.circuits.decoder import embedded
 from decompositions.circuits.kept import Kept, circuit_config
-from mdl.models.circuits.ablations import Constants, optimal
+from mdl.models.circuits.ablations import mean, optimal, zero
 from mdl.models.circuits.graph import INPUT, Graph
 from mdl.models.circuits.masked import MaskedModel, masked_model, masked_run
 from mdl.models.circuits.metrics import mean_kl
-from mdl.models.circuits.outputs import source_outputs
+from mdl.models.circuits.outputs import Outputs, Values, neuron_rows, source_outputs
+from mdl.models.config import TransformerConfig
 from mdl.models.networks import TransformerRegion
 from mdl.models.sites import LOGITS
+from mdl.models.transformer import Params
 from mdl.task import Task
 
 SEQUENCES = 8  # of the fit data, on which circuits are searched; more where few of their positions are asked for
@@ -41,7 +43,8 @@ class Searched:
     **Arguments:** `model`: ready for masks, at some scored positions; `means` [S, d]: of the sources' outputs (zeros
     under zero ablation); `stream` [layers + 1]: mean squares of the residual stream; `metric`: of what comes out, the
     mean KL in nats for logits, else `mean_square`; `subspace`: whether readers' matrices may come on the span of what
-    their sources write; `tokens` [B, T], `places` [B, K]: what the model is ready for.
+    their sources write; `tokens` [B, T], `places` [B, K]: what the model is ready for; `share`: of the scored tokens,
+    those at which predictions are asked for.
     """
 
     network: TransformerRegion
@@ -54,6 +57,7 @@ class Searched:
     subspace: bool
     tokens: Any
     places: np.ndarray
+    share: float
     known: dict[bytes, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -75,13 +79,12 @@ class Searched:
         places = _places(asked[chosen])
         values = None if inputs.values is None else jnp.asarray(inputs.values[chosen])
         params, tokens = embedded(network, config, dict(weights), values, jnp.asarray(inputs.tokens[chosen]))
-        outputs = np.asarray(source_outputs(config, params, tokens, graph), np.float64)  # [B, S, T, d]
-        means = np.zeros((outputs.shape[1], config.d_model)) if ablation == "zero" else outputs.mean((0, 2))
-        ablated = jnp.asarray(means, jnp.float32)
+        ablated = (zero(config, graph) if ablation == "zero" else mean(config, params, tokens, graph)).fixed
+        means = _rows(config, params, graph, ablated)
         model = masked_model(config, params, tokens, ablated, graph, places)
         metric = mean_kl if network.output == LOGITS else mean_square
-        squares = _squares(graph, outputs)
-        return cls(network, graph, ablation, model, means, squares, metric, subspace, tokens, places)
+        squares, share = _squares(config, params, tokens), float(asked.sum() / inputs.scored.sum())
+        return cls(network, graph, ablation, model, means, squares, metric, subspace, tokens, places, share)
 
     def constants(self, edges: np.ndarray) -> np.ndarray:
         """What each destination reads in the place of its dropped sources, [D, d]."""
@@ -91,12 +94,9 @@ class Searched:
     def _fitted(self, edges: np.ndarray) -> np.ndarray:
         """Constants [S, d] that minimise the KL of one circuit."""
         if edges.tobytes() not in self.known:
-            start = Constants("mean", jnp.asarray(self.means, jnp.float32))
-            model = self.model
-            fitted = optimal(
-                model.config, model.params, self.tokens, self.graph, edges, start=start, scored=self.places
-            )
-            self.known[edges.tobytes()] = np.asarray(fitted.fixed, np.float64)
+            config, params = self.model.config, self.model.params
+            fitted = optimal(config, params, self.tokens, self.graph, edges, scored=self.places)
+            self.known[edges.tobytes()] = _rows(config, params, self.graph, fitted.fixed)
         found: np.ndarray = self.known[edges.tobytes()]
         return found
 
@@ -128,7 +128,7 @@ class Searched:
         """How many numbers each source's node takes, [S]: its own weights and those that it reads by."""
         config, graph = self.network.config, self.graph
         head = config.d_model * config.d_head * 2 * (1 + graph.key_value_heads / graph.n_heads)
-        mlp = config.d_model * config.d_mlp * (3 if config.gated_mlp else 2)
+        mlp = config.d_model * config.d_mlp * (3 if config.gated_mlp else 2) / (graph.neurons or 1)
         return np.array([1.0 if s == INPUT else head if s.startswith("a") else mlp for s in graph.sources])
 
 
@@ -145,8 +145,23 @@ def _places(asked: np.ndarray) -> np.ndarray:
     return np.stack([row[np.linspace(0, len(row) - 1, count).round().astype(int)] for row in rows])
 
 
-def _squares(graph: Graph, outputs: np.ndarray) -> np.ndarray:
+def _squares(config: TransformerConfig, params: Params, tokens: Any) -> np.ndarray:
     """Mean squares of the stream before each layer and at the end, [layers + 1]."""
+    graph = Graph.of(config)
+    outputs = np.asarray(source_outputs(config, params, tokens, graph), np.float64)  # [B, S, T, d]
     layer_of = np.array([-1 if s == INPUT else int(s[1:].partition(".")[0]) for s in graph.sources])
     streams = (outputs[:, layer_of < layer].sum(1) for layer in range(graph.n_layers + 1))
     return np.array([float(np.mean(np.square(s))) for s in streams])
+
+
+def _rows(config: TransformerConfig, params: Params, graph: Graph, values: Values) -> np.ndarray:
+    """What stands in for each source, as it writes it, float64 [S, d]: a neuron's number times its row."""
+    if not isinstance(values, Outputs):
+        return np.asarray(values, np.float64)
+    nodes, numbers = np.asarray(values.nodes, np.float64), np.asarray(values.neurons, np.float64)
+    found = [nodes[:1]]
+    for layer, block in enumerate(params["blocks"]):
+        heads, own = 1 + layer * graph.n_heads, layer * graph.neurons
+        rows = np.asarray(neuron_rows(config, block), np.float64)
+        found += [nodes[heads : heads + graph.n_heads], numbers[own : own + graph.neurons, None] * rows]
+    return np.concatenate(found)

@@ -14,7 +14,7 @@ from decompositions.circuits.decoder import BYTE, CircuitDecoder
 from decompositions.weights.yardsticks import Weights
 from mdl.errors import ExplanationError, MessageError, ModelError
 from mdl.message import QuantisedArray, Section, decode_message, encode_message
-from mdl.models.circuits.ablations import Constants
+from mdl.models.circuits.ablations import Constants, mean, zero
 from mdl.models.circuits.graph import Graph
 from mdl.models.circuits.masked import masked_model, masked_run
 from mdl.models.model import Model, fingerprint_of
@@ -122,6 +122,29 @@ def test_searches_nest_and_a_longer_horizon_keeps_more(search: str, level: Any) 
     assert damage[-1] < 1e-4
     kept = [explanation.chosen(settings(task, 0.1, n)).sum() for n in (1e2, 1e7)]
     assert kept[0] < kept[1]
+
+
+@pytest.mark.parametrize(("kind", "ablation"), [("gpt2", "mean"), ("llama", "zero")])
+def test_neurons_are_kept_one_by_one(kind: str, ablation: Any) -> None:
+    """What the receiver makes of the message is the masked run of the graph with neurons as sources."""
+    task = task_of(kind)
+    model = task.model
+    assert isinstance(model, Model)
+    explanation = Circuit(level="neuron", ablation=ablation, search="eap-ig").fit(task.for_fitting())
+    graph, searched = explanation.graph, explanation.searched
+    assert len(graph.sources) == 1 + 2 * (model.config.n_heads + model.config.d_mlp)
+    edges = explanation.path.circuits[len(explanation.path.circuits) // 2]
+    kept = [name for name, on in zip(graph.sources, edges.any(1), strict=True) if on and ".n" in name]
+    assert 0 < len(kept) < 2 * model.config.d_mlp
+    section = explanation._packing(edges, settings(task)).section(settings(task))
+    (arrived,) = decode_message(encode_message([section]).data)
+    sample = task.fit
+    found = CircuitDecoder.from_section(arrived).predict(sample.inputs, NoState(sample.inputs.n_tokens))
+    ablated = zero(model.config, graph)
+    if ablation == "mean":  # over the sequences that were searched
+        ablated = mean(model.config, model.params, np.asarray(searched.tokens), graph)
+    expected = masked_run(masked_model(model.config, model.params, sample.inputs.tokens, ablated.fixed, graph), edges)
+    assert np.abs(found - np.asarray(expected)[sample.inputs.scored]).max() < 2e-3
 
 
 def test_greedy_search_removes_least_first() -> None:
