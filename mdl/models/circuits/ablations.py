@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ from mdl.models.transformer import Params, run
 SEQUENCES = 4  # that are run at once where means are taken
 
 
+@runtime_checkable
 class Ablation(Protocol):
     """A way to fill in for ablated sources."""
 
