@@ -1,0 +1,1 @@
+"""How far each search for circuits is from the optimum."""
