@@ -37,6 +37,7 @@ from mdl.task import Task
 
 LEVELS = ("node", "neuron", "edge", "subspace")
 ABLATIONS = ("zero", "mean", "optimal")
+PLACES = 9  # on a path, among which the search for precisions moves
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def _some(edges: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CircuitExplanation:
-    """`path`: nested circuits, of which the settings' horizon chooses one."""
+    """`path`: circuits from nothing to everything. Under behaviour the horizon chooses one, by its KL on fit data;
+    where a residual coder follows, its place on the path is a knob: what damage costs is known when it is mended."""
 
     name: str
     network: TransformerRegion
@@ -127,14 +129,18 @@ class CircuitExplanation:
 
     @property
     def knobs(self) -> Mapping[str, Sequence[float]]:
-        return {"static": STATIC_KNOB}
+        count = len(self.path.circuits)
+        places = tuple(float(i) for i in np.unique(np.linspace(0, count - 1, PLACES).round()))
+        return {"static": STATIC_KNOB, "circuit": places} if count > 1 else {"static": STATIC_KNOB}
 
     def section(self, settings: Settings) -> Section:
-        """The circuit of the path with the least total, as it is estimated before anything is coded."""
+        """As `CircuitDecoder` reads it."""
         return self._packing(self.chosen(settings), settings).section(settings)
 
     def chosen(self, settings: Settings) -> np.ndarray:
-        """Edges: the least of static bits / N + KL (or of what a residual coder would cost) along the path."""
+        """Edges: at the knob's place, or the least of static bits / N + KL along the path."""
+        if settings.corrected and "circuit" in settings.knobs:
+            return self.path.circuits[int(settings.knobs["circuit"])]
         curvature = self.curvature.under(settings.root)
         totals = []
         for edges, damage in zip(self.path.circuits, self.path.damage(self.searched, settings), strict=True):

@@ -40,20 +40,14 @@ class Path:
         return cls(tuple(found))
 
     def damage(self, searched: Searched, settings: Settings) -> list[float]:
-        r"""Of each circuit, bits a token: KL, or about what a residual coder of the settings would take,
-
-        $$\sum_i \tfrac12 \log_2 (1 + 12 u_i^2 / \Delta^2)$$ over the errors u in the metric: for large ones the length
-        of a uniform quantiser's code, for small ones what their distortion costs at that coder's exchange rate.
-        """
+        """Of each circuit, the KL in bits a token: measured, or, of a residual stream, to second order."""
         if len(self.circuits) == 1:
             return [0.0]
         errors = self._errors(searched)
         if searched.network.output == LOGITS:
             return [searched.share * nats_to_bits(float(kl)) for kl in errors]
-        squares = np.square(errors @ settings.root.T.astype(np.float32))
-        coded = 0.5 * np.log2(1.0 + 12.0 * squares / settings.step**2)
-        bits = coded if settings.corrected else nats_to_bits(squares / 2.0)
-        return [float(b) for b in bits.sum(-1).mean((1, 2), dtype=np.float64)]
+        squares = np.square(errors @ settings.root.T.astype(np.float32)).sum(-1)
+        return [nats_to_bits(float(s) / 2.0) for s in squares.mean((1, 2), dtype=np.float64)]
 
     def _errors(self, searched: Searched) -> np.ndarray:
         """KL of each circuit, nats a token [M], or the errors of the stream [M, B, K, d]: no setting changes them."""
