@@ -24,6 +24,7 @@ from mdl.units import bits_to_nats
 
 KL_TOLERANCE = 0.01  # the solver stops within this relative distance of eps ...
 KL_PROMISE = 0.02  # ... and a score is refused beyond this one
+SMALL_RATE = 0.25  # of the total: what is told per token is little beside the message
 MAX_EVALUATIONS = 12  # of the held-out data, per fidelity
 LARGEST_COARSENING = 1.5  # at a time, of an explanation that meets a fidelity with no residual at all
 HOPELESS = 1.1  # a metric whose total is so many times the other's at equal distortion is not searched any further
@@ -72,7 +73,13 @@ class Solver:
     known: dict[tuple[Any, ...], Outlook] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        self.knobs = {k: v[len(v) // 2] for k, v in self.explanation.knobs.items()} | self.knobs
+        middle = {k: v[len(v) // 2] for k, v in self.explanation.knobs.items()}
+        self.knobs = middle | self._start | self.knobs
+
+    @property
+    def _start(self) -> dict[str, float]:
+        """Where knobs are to begin, if an explanation says so."""
+        return dict(getattr(self.explanation, "start", {}))
 
     def send(self, attempt: Attempt, split: Split) -> tuple[Coded, CodedDense | None]:
         """An attempt's streams under their shorter codes; the search goes by these prices from here on."""
@@ -196,8 +203,8 @@ class Solver:
     def _choose_knobs(self) -> bool:
         """Hill climbing on the knobs' grids at equal distortion on the probe data; True if anything changed.
 
-        From a quarter of a grid, where that is better than where the climb would begin: where a knob rounds every value
-        to zero, so do its neighbours, and no climb leads away.
+        From a quarter of a grid, or from where the explanation would begin, where that is better than where the climb
+        would: where a knob rounds every value to zero, so do its neighbours, and no climb leads away.
         """
         if all(len(grid) < 2 for grid in self.explanation.knobs.values()):
             return False
@@ -207,7 +214,7 @@ class Solver:
         slope = max((total - there.total(self.prices)) / max(math.log(there.distortion / target), 1e-6), 0.0)
         before = dict(self.knobs)
         for name, grid in self.explanation.knobs.items():
-            total = self._move(name, grid[len(grid) // 4], target, total, slope)
+            total = self._move(name, self._start.get(name, grid[len(grid) // 4]), target, total, slope)
             total = self._climb(name, list(grid), target, total, slope)
         return self.knobs != before
 
@@ -252,20 +259,35 @@ class Solver:
         """Secant iterations on ln KL(ln step), each a real evaluation of what the decoder returns.
 
         The explanation is quantised once, for the step at hand: were it quantised anew for each trial step, KL would
-        jump wherever one of its own steps moves to the next place on its grid. Only where it meets eps with nothing
-        left to send, so that a coarser explanation is what is wanted, its quantisation moves with the step.
+        jump wherever one of its own steps moves to the next place on its grid. Its quantisation moves with the step in
+        two cases: if it meets eps with nothing left to send behind it, so that a coarser one is wanted; and if it does
+        not meet it, the message is nearly all that is paid for, and a finer one is shorter than a longer residual.
         """
+        step = self.step
+        attempts = self._walk(eps, split, metric, tolerance, False)
+        first = attempts[0]
+        little = _silent(first) or first.rate <= SMALL_RATE * first.total
+        if first.kl <= eps * (1 + tolerance) or not little:
+            return attempts
+        ended, self.step = self.step, step
+        finer = self._walk(eps, split, metric, tolerance, True)
+        if _total_met(finer, eps) < _total_met(attempts, eps):
+            return finer
+        self.step, self.slope = ended, rate_slope(attempts)
+        return attempts
+
+    def _walk(self, eps: float, split: Split, metric: Metric, tolerance: float, together: bool) -> list[Attempt]:
+        """The iterations; `together`: whether the explanation's quantisation moves from the beginning."""
         examples = self.bench.examples if split is self.bench.held_out else (self.bench.probe.sample,)
         coding = self._prepare(metric, examples)
         attempts: list[Attempt] = []
-        together = False
         for _ in range(MAX_EVALUATIONS):
             if together:
                 coding = self._prepare(metric, examples)
             last = coding.at(self.step).attempt(self.bench, split)
             gap = math.log(max(last.kl, 1e-30) / eps)
             self.calibration = bits_to_nats(last.kl) / max(last.distortion, 1e-30)
-            if not together and gap < 0 and last.residual is not None and not last.residual.values.any():
+            if not together and gap < 0 and _silent(last):
                 together, attempts = True, []
             attempts.append(last)
             if abs(gap) < tolerance:
@@ -283,6 +305,17 @@ class Solver:
     def _prepare(self, metric: Metric, examples: tuple[Sample, ...]) -> Coding:
         settings = self._settings(metric, self.step, self.knobs)
         return Coding.prepare(self.bench, self.explanation, metric, settings, self.step, examples, self.prices)
+
+
+def _silent(attempt: Attempt) -> bool:
+    """Whether a residual coder stands behind the explanation and has nothing to send."""
+    return attempt.residual is not None and not attempt.residual.values.any()
+
+
+def _total_met(attempts: Sequence[Attempt], eps: float) -> float:
+    """Total at the horizon of what meets eps, bits a token; infinite if nothing does."""
+    best = _nearest(attempts, eps)
+    return best.total if best.kl <= eps * (1 + KL_PROMISE) else math.inf
 
 
 def _nearest(attempts: Sequence[Attempt], eps: float) -> Attempt:

@@ -163,7 +163,8 @@ class Explanation(Protocol):
     """The sender's side of an explanation of one region.
 
     `name` is what tables show; `kind` names the decoder (an entry point of the group `mdl.decoders`); `knobs` gives for
-    each knob its grid of values, from fine to coarse, out of which the scorer chooses for the shortest total.
+    each knob its grid of values, from fine to coarse, out of which the scorer chooses for the shortest total. It begins
+    in the middle of each grid, or where an attribute `start`, if there is one, says by the knob's name.
     """
 
     @property

@@ -130,8 +130,13 @@ class CircuitExplanation:
     @property
     def knobs(self) -> Mapping[str, Sequence[float]]:
         count = len(self.path.circuits)
-        places = tuple(float(i) for i in np.unique(np.linspace(0, count - 1, PLACES).round()))
-        return {"static": STATIC_KNOB, "circuit": places} if count > 1 else {"static": STATIC_KNOB}
+        places = tuple(float(i) for i in np.unique(np.linspace(0, count - 1, PLACES).round())[::-1])
+        return {"circuit": places, "static": STATIC_KNOB} if count > 1 else {"static": STATIC_KNOB}
+
+    @property
+    def start(self) -> Mapping[str, float]:
+        """Everything: from there on, whatever is dropped has to pay."""
+        return {"circuit": len(self.path.circuits) - 1.0} if len(self.path.circuits) > 1 else {}
 
     def section(self, settings: Settings) -> Section:
         """As `CircuitDecoder` reads it."""
