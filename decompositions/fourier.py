@@ -126,7 +126,7 @@ class Fourier:
 
     def fit(self, task: Task) -> FourierExplanation:
         """**Raises:** `ExplanationError` for a region whose outputs are no logits of tokens that came before, for more
-        frequencies than there are, and for data without a position behind two tokens."""
+        frequencies than there are, and for data without a position that counts behind two tokens."""
         modulus = task.width
         if self.select not in ("power", "kl"):
             raise ExplanationError(f"fourier: no way {self.select!r} to select frequencies: there is power, kl")
@@ -134,7 +134,8 @@ class Fourier:
             raise ExplanationError(f"fourier: the region {task.region.name!r} does not go from tokens to logits")
         if not 0 <= self.frequencies <= modulus // 2:
             raise ExplanationError(f"fourier: {self.frequencies} frequencies; modulo {modulus} there are {modulus // 2}")
-        aligned = Aligned.of(task.fit)
+        fit = task.fit_activations
+        aligned = Aligned.of(task.fit, fit.asked[fit.scored])
         most = self.frequencies or min(MOST, modulus // 2)
         order = aligned.by_power()[:most] if self.select == "power" else aligned.by_kl(most)
         counts = (self.frequencies,) if self.frequencies else tuple(range(1, most + 1))
@@ -147,7 +148,7 @@ class Aligned:
     """The region's own outputs with each answer turned to c = x + y - j, averaged over positions.
 
     **Arguments:** `distribution` [p], `logits` [p]: means, by j; `own`: mean of sum p ln p, nats; `share`: of the scored
-    tokens, those with two tokens before them; `tokens`: of these, how many.
+    tokens, those that count here.
     """
 
     distribution: np.ndarray
@@ -156,18 +157,22 @@ class Aligned:
     share: float
 
     @classmethod
-    def of(cls, sample: Sample) -> Aligned:
-        """**Raises:** `ExplanationError` where no scored position has two tokens before it."""
+    def of(cls, sample: Sample, asked: np.ndarray) -> Aligned:
+        """From a sample and, bool [n], where predictions are asked for.
+
+        **Raises:** `ExplanationError` where none of these positions has two tokens before it.
+        """
         outputs = np.asarray(sample.outputs, np.float64)
-        total, there = sums(sample.inputs, outputs.shape[1])
+        p = outputs.shape[1]
+        total, there = sums(sample.inputs, p)
+        there &= asked
         if not there.any():
-            raise ExplanationError("fourier: no scored position has two tokens before it, which are to be added")
-        outputs, total = outputs[there], total[there]
-        logs = outputs - outputs.max(1, keepdims=True)
+            raise ExplanationError("fourier: no position that counts has two tokens before it, which are to be added")
+        logits = np.take_along_axis(outputs[there], (total[there, None] - np.arange(p)) % p, 1)
+        logs = logits - logits.max(1, keepdims=True)
         logs -= np.log(np.exp(logs).sum(1, keepdims=True))
-        turn = lambda values: np.take_along_axis(values, (total[:, None] - np.arange(values.shape[1])) % values.shape[1], 1)  # noqa: E731,E501
-        p = np.exp(logs)
-        return cls(turn(p).mean(0), turn(outputs).mean(0), float((p * logs).sum(1).mean()), float(there.mean()))
+        own = float((np.exp(logs) * logs).sum(1).mean())
+        return cls(np.exp(logs).mean(0), logits.mean(0), own, float(there.mean()))
 
     @property
     def modulus(self) -> int:
