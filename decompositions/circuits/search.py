@@ -54,7 +54,8 @@ class Searched:
     """The region's own network on some of the fit data, with what stands in for dropped sources.
 
     **Arguments:** `model`: ready for masks, at some scored positions; `means` [S, d]: of the sources' outputs (zeros
-    under zero ablation); `stream` [layers + 1]: mean squares of the residual stream; `metric`: of what comes out.
+    under zero ablation); `stream` [layers + 1]: mean squares of the residual stream; `metric`: of what comes out; `share`:
+    of the scored tokens, those at which it is asked for.
     """
 
     network: TransformerRegion
@@ -64,6 +65,7 @@ class Searched:
     means: np.ndarray
     stream: np.ndarray
     metric: Callable[[Any, Any], Any]
+    share: float = 1.0
 
     @classmethod
     def of(
@@ -83,7 +85,8 @@ class Searched:
         ablated = jnp.asarray(means, jnp.float32)
         model = masked_model(config, params, tokens, ablated, graph, places)
         metric = mean_kl if network.output == LOGITS else mean_square
-        return cls(network, graph, ablation, model, means, _squares(graph, outputs), metric)
+        share = float(asked.sum() / inputs.scored.sum())
+        return cls(network, graph, ablation, model, means, _squares(graph, outputs), metric, share)
 
     def constants(self, edges: np.ndarray) -> np.ndarray:
         """What each destination reads in the place of its dropped sources, [D, d]."""
@@ -155,7 +158,7 @@ class Path:
             return [0.0]
         errors = self._errors(searched)
         if searched.network.output == LOGITS:
-            return [nats_to_bits(float(kl)) for kl in errors]
+            return [searched.share * nats_to_bits(float(kl)) for kl in errors]
         squares = np.square(errors @ settings.root.T.astype(np.float32))
         coded = 0.5 * np.log2(1.0 + 12.0 * squares / settings.step**2)
         bits = coded if settings.corrected else nats_to_bits(squares / 2.0)
