@@ -133,7 +133,9 @@ class Fourier:
         if task.region.output != "logits" or task.region.input != "tokens":
             raise ExplanationError(f"fourier: the region {task.region.name!r} does not go from tokens to logits")
         if not 0 <= self.frequencies <= modulus // 2:
-            raise ExplanationError(f"fourier: {self.frequencies} frequencies; modulo {modulus} there are {modulus // 2}")
+            raise ExplanationError(
+                f"fourier: {self.frequencies} frequencies; modulo {modulus} there are {modulus // 2}"
+            )
         fit = task.fit_activations
         aligned = Aligned.of(task.fit, fit.asked[fit.scored])
         most = self.frequencies or min(MOST, modulus // 2)

@@ -54,8 +54,8 @@ class Searched:
     """The region's own network on some of the fit data, with what stands in for dropped sources.
 
     **Arguments:** `model`: ready for masks, at some scored positions; `means` [S, d]: of the sources' outputs (zeros
-    under zero ablation); `stream` [layers + 1]: mean squares of the residual stream; `metric`: of what comes out; `share`:
-    of the scored tokens, those at which it is asked for.
+    under zero ablation); `stream` [layers + 1]: mean squares of the residual stream; `metric`: of what comes out;
+    `share`: of the scored tokens, those at which it is asked for.
     """
 
     network: TransformerRegion

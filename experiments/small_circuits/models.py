@@ -15,11 +15,11 @@ from experiments.small_circuits.examples import Examples, additions, brackets, r
 from mdl.errors import ModelError, did_you_mean
 from mdl.models.config import TransformerConfig
 from mdl.models.sites import Sites
-from mdl.models.transformer import Params, mlp, run, unembed
+from mdl.models.transformer import Params, mlp, unembed
 
 VOCABULARY, POSITIONS, PERIODS = 64, 48, range(8, 24)  # of the induction models
 MODULUS = 113
-TRAIN_SHARE = 0.3  # of the additions, which are trained on
+TRAIN_SHARE = 0.4  # of the additions, which are trained on
 LONGEST = 30  # string of brackets
 
 
@@ -30,7 +30,8 @@ class Small:
     **Arguments:** `examples(step, seed)`: what it is trained on at a step, the same each time it is asked;
     `test(seed)`: what its figures are measured on; `last`: whether only the last position is ever measured (its logits
     alone are computed then); `warm_up`: steps in which the rate rises to `rate`; `falling`: whether it then falls to
-    zero along a cosine, or stays.
+    zero along a cosine, or stays; `scale`: of the initial weights (a small one shortens what is known as grokking: Liu et
+    al. 2022, "Omnigrok", arXiv:2210.01117).
     """
 
     name: str
@@ -43,6 +44,7 @@ class Small:
     last: bool = False
     warm_up: int = 10
     falling: bool = True
+    scale: float = 1.0
 
 
 def _plain(**sizes: int) -> TransformerConfig:
@@ -53,12 +55,12 @@ def _induction(heads: int) -> Small:
     config = _plain(n_layers=2, d_model=64, n_heads=heads, d_head=32, d_vocab=VOCABULARY, n_ctx=POSITIONS)
 
     def drawn(step: int, seed: int) -> Examples:
-        return repeats(64, np.random.default_rng([seed, step]), VOCABULARY, POSITIONS, PERIODS)
+        return repeats(32, np.random.default_rng([seed, step]), VOCABULARY, POSITIONS, PERIODS)
 
     def test(seed: int) -> Examples:
         return repeats(512, np.random.default_rng([seed, 1 << 31]), VOCABULARY, POSITIONS, PERIODS)
 
-    return Small(f"induction-{heads}", config, drawn, test, steps=3000, rate=2e-3, weight_decay=0.01)
+    return Small(f"induction-{heads}", config, drawn, test, steps=1000, rate=2e-3, weight_decay=0.01)
 
 
 def split_additions(seed: int) -> tuple[Examples, Examples]:
@@ -78,26 +80,25 @@ def _addition() -> Small:
         config,
         lambda step, seed: split_additions(seed)[0],
         lambda seed: split_additions(seed)[1],
-        steps=6000,
-        rate=1e-3,
+        steps=3000,
+        rate=2e-3,
         weight_decay=1.0,
         last=True,
         falling=False,
+        scale=0.5,
     )
 
 
 def _brackets() -> Small:
-    config = _plain(
-        n_layers=2, d_model=32, n_heads=2, d_head=16, d_vocab=4, n_ctx=LONGEST + 1, d_mlp=64, d_vocab_out=2
-    )
+    config = _plain(n_layers=2, d_model=32, n_heads=2, d_head=16, d_vocab=4, n_ctx=LONGEST + 1, d_mlp=64, d_vocab_out=2)
 
     def drawn(step: int, seed: int) -> Examples:
-        return brackets(256, np.random.default_rng([seed, step]), LONGEST)
+        return brackets(128, np.random.default_rng([seed, step]), LONGEST)
 
     def test(seed: int) -> Examples:
         return brackets(2048, np.random.default_rng([seed, 1 << 31]), LONGEST)
 
-    return Small("brackets", config, drawn, test, steps=4000, rate=3e-3, weight_decay=0.01)
+    return Small("brackets", config, drawn, test, steps=2000, rate=3e-3, weight_decay=0.01)
 
 
 def models() -> dict[str, Small]:
@@ -114,13 +115,13 @@ def model_named(name: str) -> Small:
     return known[name]
 
 
-def initial_weights(config: TransformerConfig, seed: int) -> Params:
-    """Normal, of variance 1 / d_model (1 / d_mlp for `W_out`, 1 / (n_heads d_head) for `W_O`); biases, of MLPs only, zero."""
+def initial_weights(config: TransformerConfig, seed: int, scale: float = 1.0) -> Params:
+    """Normal, of variance scale^2 / d_model (d_mlp for `W_out`, n_heads d_head for `W_O`); biases, of MLPs only, zero."""
     keys = iter(jax.random.split(jax.random.key(seed), 4 + 6 * config.n_layers))
     d, h, e, m = config.d_model, config.n_heads, config.d_head, config.d_mlp
 
     def normal(*shape: int, fan: int = d) -> Array:
-        return jax.random.normal(next(keys), shape) / np.sqrt(fan)
+        return scale * jax.random.normal(next(keys), shape) / np.sqrt(fan)
 
     blocks = []
     for _ in range(config.n_layers):
@@ -136,21 +137,23 @@ def initial_weights(config: TransformerConfig, seed: int) -> Params:
 
 
 def last_logits(config: TransformerConfig, params: Params, tokens: ArrayLike) -> Array:
-    """The logits at the last position, [n, v], of a model without norms whose attention sees every position from there.
+    """The logits at the last position, [n, v], of a one-layer model without norms, of sequences that end in one token.
 
-    Nothing else is computed in the last layer, which for sequences of three saves half of everything.
+    Then there is one query, and scores and values are functions of token and position: made once for each and looked
+    up, so that the MLP is nearly all there is to compute.
     """
-    layer = config.n_layers - 1
-    x = run(config, params, tokens, [f"blocks.{layer}.hook_resid_pre"])[f"blocks.{layer}.hook_resid_pre"]
-    block = params["blocks"][layer]
-    attn = block["attn"]
+    tokens, attn, heads = jnp.asarray(tokens), params["blocks"][0]["attn"], (config.n_heads, config.d_head)
+    length = tokens.shape[1]
     with jax.default_matmul_precision("float32"):
-        query = jnp.einsum("bd,hde->bhe", x[:, -1], attn["W_Q"])
-        # W_K and W_V of what is looked at: keys and values themselves are never made
-        scores = jnp.einsum("bhd,btd->bht", jnp.einsum("bhe,hde->bhd", query, attn["W_K"]), x) * config.scale
-        mixed = jnp.einsum("bht,btd->bhd", jax.nn.softmax(scores, -1), x)
-        z = jnp.einsum("bhd,hde->bhe", mixed, attn["W_V"])
-        stream = x[:, -1] + jnp.einsum("bhe,hed->bd", z, attn["W_O"])
-        if config.d_mlp:
-            stream = stream + mlp(config, block["mlp"], layer, stream[:, None], Sites((), {}))[:, 0]
+        x = params["embed"]["W_E"][None] + params["pos_embed"]["W_pos"][:length, None]  # [t, v, d]
+        end = x[-1, tokens[0, -1]]
+        keys = jnp.einsum("hde,he->dh", attn["W_K"], jnp.einsum("d,hde->he", end, attn["W_Q"])) * config.scale
+        values = jnp.moveaxis(attn["W_V"], 0, 1).reshape(config.d_model, -1)
+        scores = jnp.stack([(x[t] @ keys)[tokens[:, t]] for t in range(length)], 1)  # [n, t, h]
+        pattern = jax.nn.softmax(scores, 1)[..., None]
+        z = pattern[:, -1] * (end @ values).reshape(heads)
+        for t in range(length - 1):
+            z = z + pattern[:, t] * (x[t] @ values)[tokens[:, t]].reshape(-1, *heads)
+        stream = end + z.reshape(len(tokens), -1) @ attn["W_O"].reshape(-1, config.d_model)
+        stream = stream + mlp(config, params["blocks"][0]["mlp"], 0, stream[:, None], Sites((), {}))[:, 0]
         return unembed(config, params, stream)

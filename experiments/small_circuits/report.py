@@ -22,7 +22,9 @@ def table(result: dict[str, Any]) -> list[str]:
     for row in result["rows"]:
         totals = [_total(row[n]["total_bits"], least[n]) for n in HORIZONS]
         last = row[HORIZONS[-1]]
-        lines.append(f"| {row['explanation']} | {' | '.join(totals)} | {last['kl_bits_a_measured_token']:.4f} | {_sent(row)} |")
+        lines.append(
+            f"| {row['explanation']} | {' | '.join(totals)} | {last['kl_bits_a_measured_token']:.4f} | {_sent(row)} |"
+        )
     return lines
 
 
@@ -56,7 +58,9 @@ def textbook_lines(found: dict[str, Any]) -> list[str]:
     for name, circuit in found["circuits"].items():
         null = found[f"null ({'zero' if name.endswith('zero)') else 'mean'})"]
         grown = ", ".join(f"{edge} {bits:.3f}" for edge, bits in circuit["added"][:8])
-        lines.append(f"{name}: {len(circuit['edges'])} edges leave {circuit['kl_bits']:.3f} of {null:.3f}; then {grown}")
+        lines.append(
+            f"{name}: {len(circuit['edges'])} edges leave {circuit['kl_bits']:.3f} of {null:.3f}; then {grown}"
+        )
     return lines
 
 

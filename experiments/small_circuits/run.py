@@ -24,7 +24,7 @@ from decompositions.circuits.search import Path as Nested
 from experiments.small_circuits.examples import Examples
 from experiments.small_circuits.models import MODULUS, model_named, models
 from experiments.small_circuits.spectrum import spectrum
-from experiments.small_circuits.textbook import Heads, Masks, head_scores, textbooks
+from experiments.small_circuits.textbook import Masks, head_scores, textbooks
 from experiments.small_circuits.train import DATA, FIGURES, MODEL
 from mdl.ledger import Score, Scorecard
 from mdl.message import decode_message
@@ -40,7 +40,12 @@ HERE = Path(__file__).parent
 HORIZONS = (1e3, 1e4, 1e6)
 SEARCHED = 64  # sequences on which the textbook's circuit and its growth are measured
 YARDSTICKS = ("token-table", "token-pairs", "weights", "low-rank")
-FEW = (("greedy", "edge", "zero"), ("greedy", "edge", "mean"), ("greedy", "subspace", "mean"), ("greedy", "node", "mean"))
+FEW = (
+    ("greedy", "edge", "zero"),
+    ("greedy", "edge", "mean"),
+    ("greedy", "subspace", "mean"),
+    ("greedy", "node", "mean"),
+)
 CLOCKS = ("fourier", "fourier:select=kl", "fourier:frequencies=1", "fourier:frequencies=5")
 WAVES = ("fourier-weights:frequencies=5", "fourier-weights:frequencies=10")
 
@@ -95,7 +100,9 @@ def growth(model: Model, examples: Examples, console: Console) -> tuple[dict[str
             mask = graph.mask(edges)
             added = masks.grown(mask)
             left = float(masks.bits(mask[None])[0])
-            console.print(f"{name}, {ablation}: {len(edges)} edges leave {left:.3f} of {ends[0]:.3f} bits; + {added[:4]}")
+            console.print(
+                f"{name}, {ablation}: {len(edges)} edges leave {left:.3f} of {ends[0]:.3f} bits; + {added[:4]}"
+            )
             found["circuits"][f"{name} ({ablation})"] = {"edges": edges, "kl_bits": left, "added": added}
             path = np.stack([graph.mask([*edges, *(e for e, _ in added[:n])]) for n in range(len(added) + 1)])
             levels = ("edge", "subspace") if ablation == "mean" else ("edge",)
@@ -128,7 +135,9 @@ def rows_of(card: Scorecard, messages: Path, model: Model) -> list[dict[str, Any
 
 def sent(score: Score, messages: Path, model: Model) -> dict[str, Any]:
     """Of a circuit how many edges were sent, of a clock its frequencies; from the message itself."""
-    section = next((s for s in decode_message((messages / score.message_file).read_bytes()) if s.kind != "special"), None)
+    section = next(
+        (s for s in decode_message((messages / score.message_file).read_bytes()) if s.kind != "special"), None
+    )
     if section is None or section.kind not in ("circuit", "fourier", "fourier-weights"):
         return {}
     if section.kind == "circuit":

@@ -66,7 +66,9 @@ def textbook_edges(first: list[int], second: list[int]) -> list[str]:
 def textbooks(heads: Heads) -> dict[str, list[str]]:
     """The circuit of the strongest head of each kind, and that of all strong ones, where they differ."""
     ranks = [sorted(range(len(s)), key=lambda i, s=s: -s[i]) for s in (heads.previous, heads.induction)]
-    strong = [[i for i in rank if s[i] >= STRONG] for rank, s in zip(ranks, (heads.previous, heads.induction), strict=True)]
+    strong = [
+        [i for i in rank if s[i] >= STRONG] for rank, s in zip(ranks, (heads.previous, heads.induction), strict=True)
+    ]
     found = {"textbook": textbook_edges(ranks[0][:1], ranks[1][:1])}
     if all(strong) and [len(s) for s in strong] != [1, 1]:
         found["textbook, all strong heads"] = textbook_edges(sorted(strong[0]), sorted(strong[1]))

@@ -20,7 +20,7 @@ from experiments.small_circuits.models import Small, initial_weights, last_logit
 from mdl.models.model import Model, fingerprint_of
 from mdl.models.transformer import Params, run
 
-CHECKPOINT, EVERY, REPORT = "checkpoint.npz", 500, 100  # steps
+CHECKPOINT, EVERY, REPORT = "checkpoint.npz", 100, 100  # steps
 BATCH = 1024  # sequences at once, where nothing is trained
 B1, B2 = 0.9, 0.98  # of AdamW
 
@@ -61,7 +61,7 @@ def train(small: Small, seed: int, folder: Path, report: Report | None = None, s
     """
     folder.mkdir(parents=True, exist_ok=True)
     method = optimiser(small)
-    params = initial_weights(small.config, seed)
+    params = initial_weights(small.config, seed, small.scale)
     state, begin = method.init(params), 0
     if (folder / CHECKPOINT).exists():
         (params, state), begin = restore(folder / CHECKPOINT, (params, state))

@@ -132,7 +132,9 @@ def test_an_interrupted_training_ends_at_the_same_weights(tiny, tmp_path):
         np.testing.assert_array_equal(a, b)
     assert [step for step, _, _ in told] == [3]
     other = train(tiny, 8, tmp_path / "other")
-    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(*map(jax.tree.leaves, (whole, other)), strict=True))
+    assert any(
+        (np.asarray(a) != np.asarray(b)).any() for a, b in zip(*map(jax.tree.leaves, (whole, other)), strict=True)
+    )
     loss, accuracy = figures(tiny, whole, brackets(64, np.random.default_rng(9), 30))
     assert 0.3 < loss < 2.0
     assert 0.2 < accuracy < 0.8
