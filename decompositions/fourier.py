@@ -133,9 +133,7 @@ class Fourier:
         if task.region.output != "logits" or task.region.input != "tokens":
             raise ExplanationError(f"fourier: the region {task.region.name!r} does not go from tokens to logits")
         if not 0 <= self.frequencies <= modulus // 2:
-            raise ExplanationError(
-                f"fourier: {self.frequencies} frequencies; modulo {modulus} there are {modulus // 2}"
-            )
+            raise ExplanationError(f"fourier: {self.frequencies} frequencies; modulo {modulus} it has {modulus // 2}")
         fit = task.fit_activations
         aligned = Aligned.of(task.fit, fit.asked[fit.scored])
         most = self.frequencies or min(MOST, modulus // 2)
@@ -149,8 +147,8 @@ class Fourier:
 class Aligned:
     """The region's own outputs with each answer turned to c = x + y - j, averaged over positions.
 
-    **Arguments:** `distribution` [p], `logits` [p]: means, by j; `own`: mean of sum p ln p, nats; `share`: of the scored
-    tokens, those that count here.
+    **Arguments:** `distribution` [p], `logits` [p]: means, by j; `own`: mean of sum p ln p, nats; `share`: of the
+    scored tokens, those that count here.
     """
 
     distribution: np.ndarray

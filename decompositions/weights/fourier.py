@@ -66,8 +66,8 @@ class FourierWeights:
         weights = curvature.weights
         if EMBED not in weights or UNEMBED not in weights:
             raise ExplanationError(
-                f"fourier-weights: the region {task.region.name!r} has not both {EMBED} and {UNEMBED}: take 'model', of "
-                "a model in which they are not tied"
+                f"fourier-weights: the region {task.region.name!r} has not both {EMBED} and {UNEMBED}: take 'model', "
+                "of a model in which they are not tied"
             )
         modulus = weights[UNEMBED].shape[1]
         if len(weights[EMBED]) < modulus or not 1 <= self.frequencies <= modulus // 2:

@@ -1,1 +1,1 @@
-"""Small real circuits, trained here: induction, modular addition, balanced brackets; their textbook circuits in bits."""
+"""Small real circuits, trained here: induction, modular addition, balanced brackets; textbook circuits in bits."""

@@ -13,7 +13,7 @@ NOT_MEASURED = -1
 
 @dataclass(frozen=True)
 class Examples:
-    """`tokens` [n, t]; `measured` [n, t]: where there is an answer; `answers` [n, t]: the right output there, else -1."""
+    """`tokens` [n, t]; `measured` [n, t]: where there is an answer; `answers` [n, t]: the right one there, else -1."""
 
     tokens: np.ndarray
     measured: np.ndarray

@@ -30,8 +30,8 @@ class Small:
     **Arguments:** `examples(step, seed)`: what it is trained on at a step, the same each time it is asked;
     `test(seed)`: what its figures are measured on; `last`: whether only the last position is ever measured (its logits
     alone are computed then); `warm_up`: steps in which the rate rises to `rate`; `falling`: whether it then falls to
-    zero along a cosine, or stays; `scale`: of the initial weights (a small one shortens what is known as grokking: Liu et
-    al. 2022, "Omnigrok", arXiv:2210.01117).
+    zero along a cosine, or stays; `scale`: of the initial weights (a small one shortens what is known as grokking: Liu
+    et al. 2022, "Omnigrok", arXiv:2210.01117).
     """
 
     name: str
@@ -60,7 +60,7 @@ def _induction(heads: int) -> Small:
     def test(seed: int) -> Examples:
         return repeats(512, np.random.default_rng([seed, 1 << 31]), VOCABULARY, POSITIONS, PERIODS)
 
-    return Small(f"induction-{heads}", config, drawn, test, steps=1000, rate=2e-3, weight_decay=0.01)
+    return Small(f"induction-{heads}", config, drawn, test, steps=2000, rate=2e-3, weight_decay=0.01)
 
 
 def split_additions(seed: int) -> tuple[Examples, Examples]:
@@ -116,7 +116,7 @@ def model_named(name: str) -> Small:
 
 
 def initial_weights(config: TransformerConfig, seed: int, scale: float = 1.0) -> Params:
-    """Normal, of variance scale^2 / d_model (d_mlp for `W_out`, n_heads d_head for `W_O`); biases, of MLPs only, zero."""
+    """Normal, of variance scale^2 / d_model (d_mlp for `W_out`, n_heads d_head for `W_O`); biases (MLPs') zero."""
     keys = iter(jax.random.split(jax.random.key(seed), 4 + 6 * config.n_layers))
     d, h, e, m = config.d_model, config.n_heads, config.d_head, config.d_mlp
 

@@ -55,7 +55,7 @@ def head_scores(model: Model, examples: Examples) -> Heads:
 
 
 def textbook_edges(first: list[int], second: list[int]) -> list[str]:
-    """Embedding to the first heads; embedding to queries and values, first heads to keys, of the second; to the logits."""
+    """Embedding to the first heads; embedding to queries and values, first heads to keys of the second; logits."""
     edges = [f"input->a0.h{head}<{letter}>" for head in first for letter in "qkv"]
     for head in second:
         edges += [f"input->a1.h{head}<q>", f"input->a1.h{head}<v>", f"a1.h{head}->logits"]
@@ -66,12 +66,10 @@ def textbook_edges(first: list[int], second: list[int]) -> list[str]:
 def textbooks(heads: Heads) -> dict[str, list[str]]:
     """The circuit of the strongest head of each kind, and that of all strong ones, where they differ."""
     ranks = [sorted(range(len(s)), key=lambda i, s=s: -s[i]) for s in (heads.previous, heads.induction)]
-    strong = [
-        [i for i in rank if s[i] >= STRONG] for rank, s in zip(ranks, (heads.previous, heads.induction), strict=True)
-    ]
+    strong = [[i for i, share in enumerate(s) if share >= STRONG] for s in (heads.previous, heads.induction)]
     found = {"textbook": textbook_edges(ranks[0][:1], ranks[1][:1])}
     if all(strong) and [len(s) for s in strong] != [1, 1]:
-        found["textbook, all strong heads"] = textbook_edges(sorted(strong[0]), sorted(strong[1]))
+        found["textbook, all strong heads"] = textbook_edges(strong[0], strong[1])
     return found
 
 

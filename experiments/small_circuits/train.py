@@ -2,8 +2,8 @@
 
     python -m experiments.small_circuits.train --out runs/small_circuits [--model induction-2]
 
-A run that was interrupted goes on from its last checkpoint, to the same weights. Of each model OUT/NAME gets model/ (which
-`mdl compare --model` takes), data.npz (`--tokens`) and figures.json.
+A run that was interrupted goes on from its last checkpoint, to the same weights. Of each model OUT/NAME gets model/
+(which `mdl compare --model` takes), data.npz (`--tokens`) and figures.json.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ def loss_of(small: Small, params: Params, tokens: ArrayLike, answers: ArrayLike)
 def train(small: Small, seed: int, folder: Path, report: Report | None = None, stop: int | None = None) -> Params:
     """Train to the end (or to step `stop`), from the checkpoint in `folder` if there is one.
 
-    What a step is trained on depends on the seed and the step alone, so that an interrupted run ends at the same weights.
-    `report` is told the step, the training loss in nats and the time in seconds.
+    What a step is trained on depends on the seed and the step alone, so that an interrupted run ends at the same
+    weights. `report` is told the step, the training loss in nats and the time in seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     method = optimiser(small)

@@ -101,8 +101,9 @@ def load_model(
 
     **Arguments:** `source`: a folder with config.json and weights (GPT-2, GPT-NeoX, Llama, Mistral, Qwen2, Gemma-2, or
     what `mdl.models.native.save_model` wrote); a Hugging Face hub name; a transformers model; a TransformerLens
-    `HookedTransformer`; or another `torch.nn.Module`, which is wrapped in a `TorchModel`. The four switches are TransformerLens's weight processing, as a published
-    autoencoder's configuration names it (`model_from_pretrained_kwargs`); without them the weights stay as they are.
+    `HookedTransformer`; or another `torch.nn.Module`, which is wrapped in a `TorchModel`. The four switches are
+    TransformerLens's weight processing, as a published autoencoder's configuration names it
+    (`model_from_pretrained_kwargs`); without them the weights stay as they are.
     `dtype`: what the weights are held and run in; half-precision checkpoints become float32 first.
 
     **Raises:** `ModelError`: unknown model type, unreadable files, missing, unexpected or mis-shaped tensors, NaN or

@@ -1,6 +1,6 @@
 """Any transformer of ours as a folder: config.json with the fields of `TransformerConfig`, and its weights.
 
-The weights are float32 in model.safetensors, under their TransformerLens names and in the shapes in which the model runs on them.
+The weights are float32 in model.safetensors, under their TransformerLens names, in the shapes in which the model runs.
 What other formats cannot say (no norms, no MLPs, attention that looks ahead, other outputs than inputs) this one can.
 """
 
