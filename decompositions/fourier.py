@@ -75,7 +75,13 @@ class FourierDecoder:
         return NoAlphabet()
 
     def predict(self, inputs: Inputs, state: State) -> np.ndarray:
-        """Logits [n, p], float32; zeros where fewer than two tokens come before."""
+        """Logits [n, p], float32; zeros where fewer than two tokens come before.
+
+        **Raises:** `MessageError` for a region of another number of logits.
+        """
+        config = getattr(inputs.network, "config", None)
+        if config is not None and config.n_logits != self.modulus:
+            raise MessageError(f"'fourier': modulo {self.modulus} for a region of {config.n_logits} logits")
         clock = self.amplitudes.astype(np.float64) @ clocks(self.modulus, self.frequencies)
         total, there = sums(inputs, self.modulus)
         return np.where(there[:, None], rolled(clock, total), 0.0).astype(np.float32)
