@@ -80,7 +80,7 @@ def _addition() -> Small:
         config,
         lambda step, seed: split_additions(seed)[0],
         lambda seed: split_additions(seed)[1],
-        steps=1500,
+        steps=1200,
         rate=2e-3,
         weight_decay=1.0,
         last=True,
