@@ -192,12 +192,12 @@ def main(runs: Path, names: tuple[str, ...], full: tuple[str, ...], sequences: i
     from experiments.small_circuits.report import print_model
 
     console, file = Console(width=150, highlight=False), HERE / "results.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
     for name in names or [n for n in models() if (runs / n / FIGURES).exists()]:
         model_named(name)
-        results[name] = explain(name, runs / name, name in full, sequences, fit, console)
-        file.write_text(json.dumps(results, indent=1) + "\n")
-        print_model(results[name], console)
+        found = explain(name, runs / name, name in full, sequences, fit, console)
+        known = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps({**known, name: found}, indent=1) + "\n")
+        print_model(found, console)
 
 
 if __name__ == "__main__":

@@ -36,11 +36,8 @@ def scored_examples(small: Small, seed: int) -> Examples:
 def finish(small: Small, seed: int, folder: Path, progress: Progress) -> None:
     """Train, save the model and its data, and write down what it can do."""
     bar = progress.add_task(small.name, total=small.steps)
-    seconds = 0.0
 
-    def report(step: int, loss: float, elapsed: float) -> None:
-        nonlocal seconds
-        seconds = elapsed
+    def report(step: int, loss: float, seconds: float) -> None:
         progress.update(bar, completed=step, description=f"{small.name}: {loss:.4g} nats")
 
     params = train(small, seed, folder, report)
@@ -50,7 +47,7 @@ def finish(small: Small, seed: int, folder: Path, progress: Progress) -> None:
     scored_examples(small, seed).save(folder / DATA)
     loss, accuracy = figures(small, params, small.test(seed))
     found = {"model": small.name, "seed": seed, "steps": small.steps, "parameters": model.n_parameters}
-    found |= {"test_loss_nats": loss, "test_accuracy": accuracy, "seconds": seconds, "fingerprint": model.fingerprint}
+    found |= {"test_loss_nats": loss, "test_accuracy": accuracy, "fingerprint": model.fingerprint}
     (folder / FIGURES).write_text(json.dumps(found, indent=1) + "\n")
     progress.console.print(f"{small.name}: test loss {loss:.4g} nats, accuracy {accuracy:.4f}")
 
