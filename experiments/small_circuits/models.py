@@ -31,7 +31,9 @@ class Small:
     `test(seed)`: what its figures are measured on; `last`: whether only the last position is ever measured (its logits
     alone are computed then); `warm_up`: steps in which the rate rises to `rate`; `falling`: whether it then falls to
     zero along a cosine, or stays; `scale`: of the initial weights (a small one shortens what is known as grokking: Liu
-    et al. 2022, "Omnigrok", arXiv:2210.01117).
+    et al. 2022, "Omnigrok", arXiv:2210.01117); `smoothing`: share of each label that is spread evenly over all of
+    them, so that logits do not grow without end: of a model that is sure of everything, rounded weights make one that is wrong
+    and as sure, and its Fisher information says that nothing matters.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Small:
     warm_up: int = 10
     falling: bool = True
     scale: float = 1.0
+    smoothing: float = 0.0
 
 
 def _plain(**sizes: int) -> TransformerConfig:
@@ -60,7 +63,7 @@ def _induction(heads: int) -> Small:
     def test(seed: int) -> Examples:
         return repeats(512, np.random.default_rng([seed, 1 << 31]), VOCABULARY, POSITIONS, PERIODS)
 
-    return Small(f"induction-{heads}", config, drawn, test, steps=2000, rate=2e-3, weight_decay=0.01)
+    return Small(f"induction-{heads}", config, drawn, test, steps=2000, rate=2e-3, weight_decay=0.01, smoothing=0.02)
 
 
 def split_additions(seed: int) -> tuple[Examples, Examples]:
@@ -98,7 +101,7 @@ def _brackets() -> Small:
     def test(seed: int) -> Examples:
         return brackets(2048, np.random.default_rng([seed, 1 << 31]), LONGEST)
 
-    return Small("brackets", config, drawn, test, steps=2000, rate=3e-3, weight_decay=0.01)
+    return Small("brackets", config, drawn, test, steps=2000, rate=3e-3, weight_decay=0.01, smoothing=0.02)
 
 
 def models() -> dict[str, Small]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,13 @@ def logits_of(small: Small, params: Params, tokens: ArrayLike) -> Array:
 
 
 def loss_of(small: Small, params: Params, tokens: ArrayLike, answers: ArrayLike) -> tuple[Array, Array]:
-    """Mean cross-entropy in nats where there is an answer, and the share of answers that are right."""
+    """Mean cross-entropy in nats where there is an answer, with smoothed labels, and the share that is right."""
     logits = logits_of(small, params, tokens)
     answers = jnp.asarray(answers)[:, -logits.shape[1] :]
     there = answers >= 0
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(answers, 0))
+    logs = jax.nn.log_softmax(logits)
+    own = jnp.take_along_axis(logs, jnp.maximum(answers, 0)[..., None], -1)[..., 0]
+    losses = -(1.0 - small.smoothing) * own - small.smoothing * logs.mean(-1)
     right = (logits.argmax(-1) == answers) & there
     return (losses * there).sum() / there.sum(), right.sum() / there.sum()
 
@@ -104,8 +107,8 @@ def restore(path: Path, tree: object) -> tuple[Any, int]:
 
 
 def figures(small: Small, params: Params, examples: Examples) -> tuple[float, float]:
-    """Mean loss in nats an answer, and accuracy, over all answers."""
-    measure = jax.jit(partial(loss_of, small))
+    """Mean cross-entropy in nats an answer, and accuracy, over all answers."""
+    measure = jax.jit(partial(loss_of, replace(small, smoothing=0.0)))
     total, right, count = 0.0, 0.0, 0
     for start in range(0, len(examples), BATCH):
         part = examples[np.arange(start, min(start + BATCH, len(examples)))]
