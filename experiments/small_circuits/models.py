@@ -32,8 +32,8 @@ class Small:
     alone are computed then); `warm_up`: steps in which the rate rises to `rate`; `falling`: whether it then falls to
     zero along a cosine, or stays; `scale`: of the initial weights (a small one shortens what is known as grokking: Liu
     et al. 2022, "Omnigrok", arXiv:2210.01117); `smoothing`: share of each label that is spread evenly over all of
-    them, so that logits do not grow without end: of a model that is sure of everything, rounded weights make one that is wrong
-    and as sure, and its Fisher information says that nothing matters.
+    them, so that logits do not grow without end: of a model that is sure of everything, rounded weights make one that
+    is wrong and as sure, and its Fisher information says that nothing matters.
     """
 
     name: str

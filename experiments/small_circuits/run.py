@@ -146,21 +146,23 @@ def sent(score: Score, messages: Path, model: Model) -> dict[str, Any]:
     return {"frequencies": np.cumsum(section.header[1].symbols[0]).tolist()}
 
 
-def explain(name: str, folder: Path, full: bool, sequences: int, fit: int, console: Console) -> dict[str, Any]:
-    """Everything about one model."""
+def explain(
+    name: str, folder: Path, full: bool, cheap: bool, sequences: int, fit: int, console: Console
+) -> dict[str, Any]:
+    """Everything about one model; `cheap`: of explanations, those alone that send none of its weights."""
     started = time.time()
     model, examples = load_model(folder / MODEL), examples_of(folder)
     assert isinstance(model, Model)
     result: dict[str, Any] = json.loads((folder / FIGURES).read_text())
-    wanted: list[str | Decomposition] = [*YARDSTICKS]
+    wanted: list[str | Decomposition] = [*(YARDSTICKS[:2] if cheap else YARDSTICKS)]
     if name.startswith("induction"):
         some = examples[np.arange(min(SEARCHED, len(examples)))]
         result["textbook"], own = growth(model, some, console)
-        wanted += own
+        wanted += [] if cheap else own
     if name == "modular-addition":
         result["spectrum"] = spectrum(model, MODULUS)
-        wanted += [*CLOCKS, *WAVES]
-    wanted += searched(every_circuit() if full else FEW)
+        wanted += [*CLOCKS, *(() if cheap else WAVES)]
+    wanted += [] if cheap else searched(every_circuit() if full else FEW)
     with progress_bar(Console(stderr=True)) as progress:
         card = compare(
             folder / MODEL,
@@ -185,16 +187,17 @@ def explain(name: str, folder: Path, full: bool, sequences: int, fit: int, conso
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/small_circuits"), show_default=True)
 @click.option("--model", "names", multiple=True, help="Which; all that were trained by default.")
 @click.option("--full", multiple=True, default=("induction-2",), show_default=True, help="Models with every search.")
+@click.option("--cheap", is_flag=True, help="Only what sends no weights: tables and clocks.")
 @click.option("--sequences", default=100, show_default=True, help="Held-out sequences.")
 @click.option("--fit", default=300, show_default=True, help="Sequences to fit on.")
-def main(runs: Path, names: tuple[str, ...], full: tuple[str, ...], sequences: int, fit: int) -> None:
+def main(runs: Path, names: tuple[str, ...], full: tuple[str, ...], cheap: bool, sequences: int, fit: int) -> None:
     """Score, print the tables, and write results.json."""
     from experiments.small_circuits.report import print_model
 
     console, file = Console(width=150, highlight=False), HERE / "results.json"
     for name in names or [n for n in models() if (runs / n / FIGURES).exists()]:
         model_named(name)
-        found = explain(name, runs / name, name in full, sequences, fit, console)
+        found = explain(name, runs / name, name in full, cheap, sequences, fit, console)
         known = json.loads(file.read_text()) if file.exists() else {}
         file.write_text(json.dumps({**known, name: found}, indent=1) + "\n")
         print_model(found, console)

@@ -30,8 +30,9 @@ STRONG = 0.3  # of attention where it should be, from which a head counts as doi
 
 @dataclass(frozen=True)
 class Heads:
-    """Shares of attention: `previous` of each head of layer 0 on the token before; `induction` of each head of layer 1
-    on tokens that stood behind the current one before. Measured positions only, means."""
+    """Shares of attention: `previous` of each head of layer 0 on the token before, wherever it stands (in a sequence
+    that repeats, it stood elsewhere too); `induction` of each head of layer 1 on tokens that stood behind the current
+    one before. Measured positions only, means."""
 
     previous: tuple[float, ...]
     induction: tuple[float, ...]
@@ -43,14 +44,14 @@ def head_scores(model: Model, examples: Examples) -> Heads:
     found = jax.jit(partial(run, model.config, reads=names))(model.params, examples.tokens)
     first, second = (np.asarray(found[name], np.float64) for name in names)  # [n, h, query, key]
     tokens, measured = examples.tokens, examples.measured
-    before = np.eye(tokens.shape[1], k=-1, dtype=bool)[None]
+    before = tokens[:, None, :] == np.roll(tokens, 1, 1)[:, :, None]  # the first query's is never measured
     # key s > 0 stands behind an earlier copy of the query's token where token s - 1 is that token
     behind = np.zeros((*tokens.shape, tokens.shape[1]), bool)
     behind[:, :, 1:] = tokens[:, :, None] == tokens[:, None, :-1]
     behind &= np.tri(tokens.shape[1], dtype=bool)[None]
     share = lambda pattern, where: (pattern * where[:, None]).sum(-1)  # noqa: E731
     mean_of = lambda values: values.transpose(1, 0, 2)[:, measured].mean(1)  # noqa: E731
-    previous, induction = mean_of(share(first, np.broadcast_to(before, behind.shape))), mean_of(share(second, behind))
+    previous, induction = mean_of(share(first, before)), mean_of(share(second, behind))
     return Heads(tuple(float(s) for s in previous), tuple(float(s) for s in induction))
 
 

@@ -39,7 +39,8 @@ def test_attention_is_counted_where_the_textbook_says(model, examples):
         for query in np.flatnonzero(examples.measured[n]):
             count += 1
             for head in range(2):
-                sums[0, head] += found[names[0]][n, head, query, query - 1]
+                before = [k for k in range(query + 1) if tokens[k] == tokens[query - 1]]
+                sums[0, head] += sum(float(found[names[0]][n, head, query, k]) for k in before)
                 behind = [k for k in range(1, query + 1) if tokens[k - 1] == tokens[query]]
                 assert behind  # the period has passed once
                 sums[1, head] += sum(float(found[names[1]][n, head, query, k]) for k in behind)
