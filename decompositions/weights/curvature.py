@@ -5,8 +5,8 @@ An error E in a matrix W changes the outputs so that, in the metric G, a token's
     tr(A E B E^T),   A = E[x x^T],   B = E[g g^T],
 
 with x what the matrix is multiplied with and g = d (output . G^(1/2) r) / d (x W) for random signs r of every output
-number and token; where the outputs are logits, g is the derivative of log p(y) for a label y drawn from the model's own
-distribution at every position that is asked for: then B is of the Fisher information itself. A is what GPTQ calls the
+number and token; where the outputs are logits, G is the Fisher information diag(p) - p p^T of each position's own
+distribution, at every position that is asked for. A is what GPTQ calls the
 Hessian; A and B are K-FAC's factors of the Gauss-Newton matrix (Martens and Grosse 2015, arXiv:1503.05671; Frantar et
 al. 2023, arXiv:2210.17323).
 """
@@ -147,9 +147,10 @@ def _batch(
         return network.run(own, values, tokens)
 
     if isinstance(network, TransformerRegion) and network.output == LOGITS:
-        logits = outputs(weights)
-        drawn = jax.nn.one_hot(jax.random.categorical(key, logits), logits.shape[-1])
-        cotangent = (drawn - jax.nn.softmax(logits)) * asked[..., None]
+        p = jax.nn.softmax(outputs(weights))
+        signed = jnp.sqrt(p) * jax.random.rademacher(key, p.shape, p.dtype)
+        # its square is diag(p) - p p^T in expectation; labels drawn from p would miss what a sure model finds unlikely
+        cotangent = (signed - p * signed.sum(-1, keepdims=True)) * asked[..., None]
     else:
         shape = jax.eval_shape(outputs, weights).shape
         cotangent = (jax.random.rademacher(key, shape, root.dtype) @ root) * scored[..., None]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mdl.errors import ModelError, did_you_mean
-from mdl.models import checkpoint, gemma, gpt2, gpt_neox, llama, torch_path, transformer_lens, weights
+from mdl.models import checkpoint, gemma, gpt2, gpt_neox, llama, native, torch_path, transformer_lens, weights
 from mdl.models.config import TransformerConfig
 from mdl.models.model import Model, fingerprint_of
 from mdl.models.torch_path import TorchModel
@@ -19,7 +19,7 @@ from mdl.models.vectors import NETWORK_FILE, Vectors
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 PROCESSING = ("fold_layer_norm", "center_writing_weights", "center_unembed", "fold_value_biases")  # in this order
-_ADAPTERS = (gpt2, gpt_neox, llama, gemma)
+_ADAPTERS = (gpt2, gpt_neox, llama, gemma, native)
 
 
 def _adapters() -> dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[TransformerConfig, Params]]]:
@@ -99,10 +99,11 @@ def load_model(
     """A model from a checkpoint folder, a hub name, or an object; rows of numbers from an .npy file; a toy model from
     the folder that `Vectors.save` wrote.
 
-    **Arguments:** `source`: a folder with config.json and weights (GPT-2, GPT-NeoX, Llama, Mistral, Qwen2, Gemma-2); a
-    Hugging Face hub name; a transformers model; a TransformerLens `HookedTransformer`; or another `torch.nn.Module`,
-    which is wrapped in a `TorchModel`. The four switches are TransformerLens's weight processing, as a published
-    autoencoder's configuration names it (`model_from_pretrained_kwargs`); without them the weights stay as they are.
+    **Arguments:** `source`: a folder with config.json and weights (GPT-2, GPT-NeoX, Llama, Mistral, Qwen2, Gemma-2, or
+    what `mdl.models.native.save_model` wrote); a Hugging Face hub name; a transformers model; a TransformerLens
+    `HookedTransformer`; or another `torch.nn.Module`, which is wrapped in a `TorchModel`. The four switches are
+    TransformerLens's weight processing, as a published autoencoder's configuration names it
+    (`model_from_pretrained_kwargs`); without them the weights stay as they are.
     `dtype`: what the weights are held and run in; half-precision checkpoints become float32 first.
 
     **Raises:** `ModelError`: unknown model type, unreadable files, missing, unexpected or mis-shaped tensors, NaN or

@@ -122,6 +122,8 @@ def explanations(horizon: float) -> list[Section]:
         parts(horizon, gated=False),
         parts(horizon, gated=True),
         circuit(horizon),
+        clock(horizon),
+        waves(horizon),
         *programs,
     ]
 
@@ -154,6 +156,22 @@ def circuit(horizon: float) -> Section:
         QuantisedArray.from_integers(np.array([[256, 300, 511]])),
     )
     return Section("circuit", (*head, rounded(rng, horizon, 4, 3), rounded(rng, horizon, 1, 3)))
+
+
+def clock(horizon: float) -> Section:
+    """Three frequencies modulo 11."""
+    return Section("fourier", (*frequencies(), rounded(np.random.default_rng(9), horizon, 1, 3)))
+
+
+def waves(horizon: float) -> Section:
+    """The same frequencies of an embedding and an unembedding of width 4, a token more, and two other matrices."""
+    rng = np.random.default_rng(10)
+    arrays = (rounded(rng, horizon, *shape) for shape in ((7, 4), (1, 4), (4, 7), (4, 3), (3, 4)))
+    return Section("fourier-weights", (*frequencies(), *arrays))
+
+
+def frequencies() -> tuple[QuantisedArray, QuantisedArray]:
+    return QuantisedArray.from_integers(np.array([[11]])), QuantisedArray.from_integers(np.array([[1, 3, 1]]))
 
 
 def lattices() -> list[Section]:

@@ -158,6 +158,9 @@ def test_decoders_refuse_arrays_that_do_not_fit(section: Section) -> None:
         ("predictor", "header", 1, np.zeros((4, 3)), r"a matrix \(4, 3\) does not fit"),
         ("predictor", "parts", 1, np.zeros((3, 3)), "an axis has one of each"),
         ("block-sparse", "header", 1, np.array([[257]]), "lie in"),
+        ("fourier", "header", 1, np.array([[1, 3, 2]]), "a frequency of 6 turns"),
+        ("fourier", "header", 2, np.ones((1, 2)), "2 amplitudes for 3 frequencies"),
+        ("fourier-weights", "header", 4, np.ones((4, 5)), "for 3 frequencies"),
         ("block-sparse", "parts", 2, np.zeros((5, 3)), "do not fit a bias of 4"),
     ],
 )
