@@ -53,7 +53,7 @@ def save_model(model: Model, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if model.tokenizer is not None:
-        _renamed(folder / "tokenizer.json", lambda path: model.tokenizer.save(str(path)))  # type: ignore[union-attr]
+        _renamed(folder / "tokenizer.json", lambda path: model.tokenizer.save(str(path)))
     _renamed(folder / "model.safetensors", lambda path: save_file(arrays, path))
     text = json.dumps(settings, indent=2) + "\n"
     _renamed(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
