@@ -20,7 +20,8 @@ from mdl.task import BEHAVIOUR
 
 HERE = Path(__file__).parent
 CELLS = Path("runs/embedded_circuits")
-HORIZONS = (1e4, 1e5, 1e6, 1e7)
+HORIZON = 1e7  # precisions are chosen for it: a behaviour of one token in ten pays for weights ten times as late
+HORIZONS = (1e5, 1e6, 1e7, 1e8)
 SEQUENCES, FIT_SEQUENCES = 16, 64
 WHOLE, UPSTREAM = "model", "upstream of blocks.2.hook_resid_pre"
 FIDELITY = 0.1
@@ -28,22 +29,21 @@ SAE = "sae:topk-4x"  # of those that are shipped with the model
 CIRCUITS = (
     "circuit:level=node,search=eap-ig",
     "circuit:level=node,search=eap-ig,ablation=zero",
-    "circuit:level=neuron,search=eap-ig",
-    "circuit:level=edge,search=eap-ig",
     "circuit:level=subspace,search=eap-ig",
 )
 ROWS = {
     WHOLE: (
         "nothing",
         "token-table",
-        "token-pairs",
         "weights",
-        "low-rank",
         *CIRCUITS,
+        "token-pairs",
+        "low-rank",
+        "circuit:level=neuron,search=eap-ig",
         "circuit:level=node,search=greedy",
         "circuit:level=node,search=eap-ig,ablation=optimal",
     ),
-    UPSTREAM: ("nothing", "token-table", "token-pairs", "pca:rank=16", SAE, "weights", *CIRCUITS),
+    UPSTREAM: ("nothing", "token-table", SAE, "weights", *CIRCUITS, "pca:rank=16"),
 }
 
 
@@ -79,6 +79,7 @@ def cell(data: Path, behaviour: str, region: str, row: str) -> dict[str, Any]:
         explanations=[f'sae:path="{EMBEDDED / "saes" / row[4:]}"' if row == SAE else row],
         phenomena=wanted,
         fidelities=[FIDELITY],
+        horizon=HORIZON,
         sequences=SEQUENCES,
         fit_sequences=FIT_SEQUENCES,
     )
@@ -120,7 +121,7 @@ def report(out: Path) -> None:
         for column in ("explanation", "message, kbit", left, *(f"N = {n:g}" for n in HORIZONS)):
             table.add_column(column)
         rows = [s for c in some for s in c["scores"] if s["phenomenon"] == phenomenon]
-        for s in sorted(rows, key=lambda s: s["totals"]["1e+06"]):
+        for s in sorted(rows, key=lambda s: s["totals"][f"{HORIZON:g}"]):
             told = s["kl_bits_asked"] if phenomenon == BEHAVIOUR else s["rate"]
             totals = (f"{s['totals'][f'{n:g}']:.3f}" for n in HORIZONS)
             table.add_row(s["explanation"], f"{s['static_bits'] / 1e3:.0f}", f"{told:.3f}", *totals)
