@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -98,7 +99,7 @@ class SparseTablesWriter:
 
     def bits(self) -> float:
         """The exact length of what `finish` writes, in bits."""
-        return self._decision_bits() + float(_CODE.bits(*_book_symbols(self.book))[:].sum())
+        return self._decision_bits() + float(_CODE.bits(*_book_symbols(self.book)).sum())
 
     def _decision_bits(self) -> float:
         contexts, flags = self._decisions()
@@ -205,8 +206,8 @@ def _place_contexts(on: Possible) -> np.ndarray:
 
 
 def _guess(
-    values: np.ndarray, on: Possible, row: int, column: int, ranks: list[float] | list[int]
-) -> tuple[int, float | int | None]:
+    values: np.ndarray, on: Possible, row: int, column: int, ranks: list[Any]
+) -> tuple[int, Any]:
     """Which neighbour is on, and its value; else the latest value, or None where there has been none."""
     for which, (down, right) in enumerate(_NEIGHBOURS):
         r, c = row + down, column + right
@@ -215,7 +216,7 @@ def _guess(
     return len(_NEIGHBOURS), ranks[0] if ranks else None
 
 
-def _latest(ranks: list, value: float) -> None:
+def _latest(ranks: list[Any], value: Any) -> None:
     if value in ranks:
         ranks.remove(value)
     ranks.insert(0, value)

@@ -44,7 +44,7 @@ class Compiled:
 
     **Arguments:** `token_ids`: the model's number of each token, BOS is 0 and PAD is 1; `outputs`: the value that each
     logit stands for; `subspaces`: coordinates of each operation, by name; `components`: by the name of a source of the
-    model's graph (`a0.h1`, `m2`) the operations that it computes.
+    model's graph (`a0.h1`, `m2`) the operations that it computes; `sharpness`: as of `compile_program`.
     """
 
     program: Program
@@ -53,6 +53,7 @@ class Compiled:
     outputs: tuple[Value, ...]
     subspaces: Mapping[str, slice]
     components: Mapping[str, tuple[str, ...]]
+    sharpness: float
 
     def encode(self, sequences: Sequence[Sequence[Value]]) -> np.ndarray:
         """Token ids, int32 [sequences, 1 + longest]: BOS, the tokens, PAD. **Raises:** `ModelError` for a token that
@@ -102,7 +103,7 @@ def compile_program(program: Program, seed: int | None = None, sharpness: float 
     params: Params = {**embeddings, "blocks": [_block(config, layer) for layer in layers], "unembed": unembed}
     name = f"compiled {program.name}"
     model = Model(config, params, name, fingerprint_of(config, params))
-    return Compiled(program, model, token_ids, outputs, coordinates, _components(layers))
+    return Compiled(program, model, token_ids, outputs, coordinates, _components(layers), sharpness)
 
 
 @dataclass(frozen=True)
