@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 from decompositions.baselines import STATIC_KNOB
 from decompositions.circuits.circuit import Circuit, CircuitExplanation
+from decompositions.circuits.decoder import run_circuit
 from decompositions.circuits.kept import UNEMBED, Kept, circuit_config
 from decompositions.circuits.sparse import (
     KIND,
@@ -24,13 +26,16 @@ from mdl.codes.sparse_tables import rounded
 from mdl.errors import CodeError, MessageError
 from mdl.message import Section
 from mdl.models.circuits.graph import Graph
+from mdl.models.circuits.metrics import mean_kl
 from mdl.models.networks import TransformerRegion
+from mdl.models.sites import LOGITS
 from mdl.protocols import Sample, Settings
 from mdl.state import NoState
 from mdl.task import Task
+from mdl.units import nats_to_bits
 
 ALL = "all"
-DIGITS = 6  # binary, of a number at the step where the search for it begins
+DIGITS = 6  # binary, of numbers where circuits are compared before digits are chosen
 MOST_DIGITS = 22
 
 
@@ -62,32 +67,29 @@ class SparseCircuit:
         label = "sparse weights" if found == ALL else f"sparse circuit ({found}, {self.ablation})"
         outputs = task.fit.outputs.astype(np.float64)
         spread = float(np.sqrt(np.mean(np.square(outputs - outputs.mean(0)))))
-        return SparseCircuitExplanation(self.name or label, circuit, spread)
+        return SparseCircuitExplanation(self.name or label, circuit, spread, task.fit)
 
 
 @dataclass(frozen=True)
 class SparseCircuitExplanation:
-    """`circuit`: what is explained, and the circuits to choose from; `spread`: of the outputs about their mean, in whose
-    octaves the settings' step says how many digits numbers have."""
+    """`circuit`: what is explained, and the circuits to choose from; `spread`: of the outputs about their mean; `fit`: data
+    on which circuit and digits are chosen."""
 
     name: str
     circuit: CircuitExplanation
     spread: float
+    fit: Sample = field(repr=False)
     kind: str = KIND
     known: dict[bytes, tuple[Weights, np.ndarray]] = field(default_factory=dict, compare=False, repr=False)
+    harms: dict[bytes, float] = field(default_factory=dict, compare=False, repr=False)
+    sections: dict[Any, tuple[Section, np.ndarray]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def knobs(self) -> Mapping[str, Sequence[float]]:
         return {"static": STATIC_KNOB}
 
-    def digits(self, settings: Settings) -> int:
-        """Binary digits behind the leading one: one more for half the step, and for four times the horizon."""
-        octaves = np.log2(max(settings.step, 1e-300) / max(self.spread, 1e-300))
-        horizon = 0.5 * np.log2(max(settings.horizon, 1.0) / 1e4)
-        return int(np.clip(np.rint(DIGITS + horizon - octaves), 0, MOST_DIGITS))
-
     def section(self, settings: Settings) -> Section:
-        """The circuit with the least total of those to choose from.
+        """The circuit with the least total of those to choose from, to as many digits as have the least total.
 
         **Raises:** `MessageError` for weights that the code does not carry.
         """
@@ -95,21 +97,51 @@ class SparseCircuitExplanation:
 
     def sent(self, settings: Settings) -> tuple[Section, np.ndarray]:
         """The section, and the edges that are in it."""
-        path, digits = self.circuit.path, self.digits(settings)
-        damage = path.damage(self.circuit.searched, settings)
-        best, stream, chosen = np.inf, None, path.circuits[0]
-        for edges, harm in zip(path.circuits, damage, strict=True):
-            if harm >= best:
-                continue
+        measured = self.circuit.network.output == LOGITS and not settings.corrected
+        key = (settings.horizon, *(() if measured else (settings.step, settings.root.tobytes())))
+        if key not in self.sections:
             try:
-                writer, bits = write_sparse(*self.rounded(edges, digits))
+                chosen = self._chosen(settings, measured)
+                digits = self._best_digits(chosen, settings.horizon) if measured else self._digits(settings)
+                self.sections[key] = section_of(write_sparse(*self.rounded(chosen, digits))[0]), chosen
             except CodeError as error:
-                raise MessageError(str(error)) from error
-            if bits / settings.horizon + harm < best:
-                best, stream, chosen = bits / settings.horizon + harm, writer, edges
-        if stream is None:
-            raise MessageError(f"{self.name}: the harm that a circuit does is not a number")
-        return section_of(stream), chosen
+                raise MessageError(f"{self.name}: {error}") from error
+        return self.sections[key]
+
+    def _chosen(self, settings: Settings, measured: bool) -> np.ndarray:
+        """Of the path, by static / N and harm: the KL on the fit data where that is the phenomenon."""
+        circuits = self.circuit.path.circuits
+        if len(circuits) == 1:
+            return circuits[0]
+        harm = [self.kl(c, MOST_DIGITS) for c in circuits] if measured else self._damage(settings)
+        static = [write_sparse(*self.rounded(c, DIGITS))[1] for c in circuits]
+        return circuits[int(np.argmin([s / settings.horizon + h for s, h in zip(static, harm, strict=True)]))]
+
+    def _damage(self, settings: Settings) -> list[float]:
+        return self.circuit.path.damage(self.circuit.searched, settings)
+
+    def _best_digits(self, edges: np.ndarray, horizon: float) -> int:
+        """Those of the least static / N + KL on the fit data."""
+        totals = [write_sparse(*self.rounded(edges, d))[1] / horizon + self.kl(edges, d) for d in range(MOST_DIGITS + 1)]
+        return int(np.argmin(totals))
+
+    def _digits(self, settings: Settings) -> int:
+        """Where the KL is not the phenomenon: one digit more for half the step (in octaves of the outputs' spread), and
+        for four times the horizon."""
+        octaves = np.log2(max(settings.step, 1e-300) / max(self.spread, 1e-300))
+        horizon = 0.5 * np.log2(max(settings.horizon, 1.0) / 1e4)
+        return int(np.clip(np.rint(DIGITS + horizon - octaves), 0, MOST_DIGITS))
+
+    def kl(self, edges: np.ndarray, digits: int) -> float:
+        """KL of the circuit with weights of so many digits on the fit data, bits a token."""
+        key = edges.tobytes() + bytes([digits])
+        if key not in self.harms:
+            kept, weights, constants = self.rounded(edges, digits)
+            single = {name: w.astype(np.float32) for name, w in weights.items()}
+            found = run_circuit(kept, single, constants.astype(np.float32), self.fit.inputs)
+            nats = mean_kl(jnp.asarray(found), jnp.asarray(self.fit.outputs))
+            self.harms[key] = float(nats_to_bits(float(nats)))
+        return self.harms[key]
 
     def rounded(self, edges: np.ndarray, digits: int) -> tuple[Kept, Weights, np.ndarray]:
         """What `write_sparse` takes, of one circuit."""

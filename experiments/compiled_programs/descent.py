@@ -33,8 +33,7 @@ def descend(explanation: SparseCircuitExplanation, edges: np.ndarray, horizon: f
             fewer = graph.pruned(fewer, constant=True)
             candidates[fewer.tobytes()] = fewer
         masks = np.stack(list(candidates.values()))
-        padded = np.concatenate([masks, np.repeat(masks[:1], edges.sum() - len(masks), 0)])  # one shape, one compilation
-        found = harm(padded)[: len(masks)]
+        found = harm(masks)
         totals = [
             h + static(m) if h < found.min() + WORTH and h < best else np.inf
             for h, m in zip(found, masks, strict=True)
