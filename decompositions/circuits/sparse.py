@@ -185,7 +185,9 @@ class Places:
             found &= np.repeat(columns, groups, 0).reshape(-1, 1)
         if part in ("W_in", "W_gate") and plain:
             found &= self.seen(kept.destination(f"m{layer}"))[:, None]
-        if part == "W_out" and not {f"{prefix}mlp.{b}" for b in ("b_in", "b_gate", "b_post", "W_gate")} & set(kept.shapes):
+        if part == "W_out" and not {f"{prefix}mlp.{b}" for b in ("b_in", "b_gate", "b_post", "W_gate")} & set(
+            kept.shapes
+        ):
             found &= self.on[f"{prefix}mlp.W_in"].any(0)[:, None]
         if block.name == UNEMBED and plain:
             found &= self.seen(kept.destination(LOGITS))[:, None]

@@ -122,7 +122,9 @@ class SparseCircuitExplanation:
 
     def _best_digits(self, edges: np.ndarray, horizon: float) -> int:
         """Those of the least static / N + KL on the fit data."""
-        totals = [write_sparse(*self.rounded(edges, d))[1] / horizon + self.kl(edges, d) for d in range(MOST_DIGITS + 1)]
+        totals = [
+            write_sparse(*self.rounded(edges, d))[1] / horizon + self.kl(edges, d) for d in range(MOST_DIGITS + 1)
+        ]
         return int(np.argmin(totals))
 
     def _digits(self, settings: Settings) -> int:

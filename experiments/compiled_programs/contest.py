@@ -73,7 +73,12 @@ def _scores(explanation: Explanation, estimators: Mapping[float, SurpriseAccount
         scored = estimator.score(explanation, [BEHAVIOUR], [], lambda *_: None)[0]
         score = scored.score
         totals = [float(score.total(n)) for n in HORIZONS]
-        record: dict[str, Any] = {"for": horizon, "message_bits": 8.0 * len(scored.message), "rate": score.rate, "totals": totals}
+        record: dict[str, Any] = {
+            "for": horizon,
+            "message_bits": 8.0 * len(scored.message),
+            "rate": score.rate,
+            "totals": totals,
+        }
         if isinstance(explanation, SparseCircuitExplanation):
             known = Settings(horizon, 1.0, np.eye(1), corrected=False)
             record["edges"] = int(explanation.sent(known)[1].sum())

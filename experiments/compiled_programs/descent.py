@@ -35,8 +35,7 @@ def descend(explanation: SparseCircuitExplanation, edges: np.ndarray, horizon: f
         masks = np.stack(list(candidates.values()))
         found = harm(masks)
         totals = [
-            h + static(m) if h < found.min() + WORTH and h < best else np.inf
-            for h, m in zip(found, masks, strict=True)
+            h + static(m) if h < found.min() + WORTH and h < best else np.inf for h, m in zip(found, masks, strict=True)
         ]
         place = int(np.argmin(totals))
         if totals[place] >= best:

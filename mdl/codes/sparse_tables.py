@@ -205,9 +205,7 @@ def _place_contexts(on: Possible) -> np.ndarray:
     return found + 16 * in_row + 32 * in_column
 
 
-def _guess(
-    values: np.ndarray, on: Possible, row: int, column: int, ranks: list[Any]
-) -> tuple[int, Any]:
+def _guess(values: np.ndarray, on: Possible, row: int, column: int, ranks: list[Any]) -> tuple[int, Any]:
     """Which neighbour is on, and its value; else the latest value, or None where there has been none."""
     for which, (down, right) in enumerate(_NEIGHBOURS):
         r, c = row + down, column + right

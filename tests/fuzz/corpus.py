@@ -122,6 +122,7 @@ def explanations(horizon: float) -> list[Section]:
         parts(horizon, gated=False),
         parts(horizon, gated=True),
         circuit(horizon),
+        sparse(),
         *programs,
     ]
 
@@ -154,6 +155,11 @@ def circuit(horizon: float) -> Section:
         QuantisedArray.from_integers(np.array([[256, 300, 511]])),
     )
     return Section("circuit", (*head, rounded(rng, horizon, 4, 3), rounded(rng, horizon, 1, 3)))
+
+
+def sparse() -> Section:
+    """Eight bytes of a stream, bit by bit."""
+    return Section("sparse", (QuantisedArray.from_integers(np.random.default_rng(9).integers(0, 2, (1, 64))),))
 
 
 def lattices() -> list[Section]:

@@ -27,7 +27,9 @@ from mdl.errors import ModelError
 
 BOS, PAD = "<bos>", "<pad>"
 Encoding: TypeAlias = Literal["categorical", "numerical"]
-Value: TypeAlias = Any  # a hashable constant; of numerical operations an integer or a Fraction, so that equal values are equal
+Value: TypeAlias = (
+    Any  # a hashable constant; of numerical operations an integer or a Fraction, so that equal values are equal
+)
 
 
 @dataclass(frozen=True, eq=False)

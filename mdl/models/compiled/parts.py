@@ -138,9 +138,7 @@ class Space:
     def _pairs(self, operation: SequenceMap) -> Neurons:
         x, y, met = operation.x.name, operation.y.name, self.pairs[operation.name]
         both = [(a, b) for a in self.values[x] for b in self.values[y] if (a, b) in met]
-        return self._table(
-            operation, [((self.at(x, a), self.at(y, b)), operation.function(a, b)) for a, b in both]
-        )
+        return self._table(operation, [((self.at(x, a), self.at(y, b)), operation.function(a, b)) for a, b in both])
 
     def _table(self, operation: Operation, entries: list[tuple[tuple[int, ...], Value]]) -> Neurons:
         """A neuron for each value, or pair of values: relu(a), relu(a + b - one)."""

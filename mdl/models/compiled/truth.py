@@ -56,7 +56,11 @@ def varying_edges(model: Model, tokens: Int[np.ndarray, "b t"]) -> Bool[np.ndarr
 def _writes(model: Model, source: str) -> np.ndarray:
     """Rows of which every output of a source is a combination, [r, d]."""
     if source == INPUT:
-        tables = [model.params[part][name] for part, name in (("embed", "W_E"), ("pos_embed", "W_pos")) if part in model.params]
+        tables = [
+            model.params[part][name]
+            for part, name in (("embed", "W_E"), ("pos_embed", "W_pos"))
+            if part in model.params
+        ]
         return np.concatenate([np.asarray(t, np.float64) for t in tables])
     layer, _, head = source[1:].partition(".h")
     block: dict[str, Any] = model.params["blocks"][int(layer)]
