@@ -1,12 +1,12 @@
 """A circuit whose weights are sent as sparse tables under one code book: for models whose weights are sparse.
 
-    header = one row of bits, a stream: whether there are constants, edges (`mdl.codes.edges`), then the constants and every
-             block of weights as sparse tables (`mdl.codes.sparse_tables`), and their code book
+    header = one row of bits, a stream: whether there are constants, edges (`mdl.codes.edges`), then the constants and
+             every block of weights as sparse tables (`mdl.codes.sparse_tables`), and their code book
 
 Where a number can be at all follows from what came before it, and places where none can be are free. In a model without
-norms a reader's row can be non-zero only for a coordinate that one of its sources writes (or constants do), so that an edge says where the weights
-are that it needs, and leaving one out saves the places of those; a key's column only where the query has one, a row of W_O only where
-W_V has the column, a row of W_out only where W_in does.
+norms a reader's row can be non-zero only for a coordinate that one of its sources writes (or constants do): an edge
+says where the weights are that it needs, and leaving one out saves the places of those. A key's column can be non-zero
+only where the query has one, a row of W_O only where W_V has the column, a row of W_out only where W_in does.
 """
 
 from __future__ import annotations

@@ -72,8 +72,8 @@ class SparseCircuit:
 
 @dataclass(frozen=True)
 class SparseCircuitExplanation:
-    """`circuit`: what is explained, and the circuits to choose from; `spread`: of the outputs about their mean; `fit`: data
-    on which circuit and digits are chosen."""
+    """`circuit`: what is explained, and the circuits to choose from; `spread`: of the outputs about their mean; `fit`:
+    data on which circuit and digits are chosen."""
 
     name: str
     circuit: CircuitExplanation
@@ -167,8 +167,8 @@ class SparseCircuitExplanation:
 def live(kept: Kept, own: Mapping[str, np.ndarray], constants: np.ndarray) -> tuple[Weights, np.ndarray]:
     """Weights (flat, by name, float64) and constants [D, d] without numbers that cannot matter to the circuit's output.
 
-    A row that nobody writes, a coordinate that nobody reads, a neuron or a channel of a head without the other half: left
-    out until nothing more can be. Of a region with norms or biases within blocks only what is impossible is.
+    A row that nobody writes, a coordinate that nobody reads, a neuron or a channel of a head without the other half:
+    left out until nothing more can be. Of a region with norms or biases in blocks, only what is impossible is.
     """
     weights = {name: np.zeros(shape) for name, shape in kept.shapes.items()}
     blocks = whole_blocks(kept)

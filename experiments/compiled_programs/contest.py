@@ -30,7 +30,7 @@ def contest(case: Case, ablations: tuple[str, ...] = (ZERO, MEAN), rounded: bool
     fitting = case.task.for_fitting()
     known = [plugins.make_decomposition(name).fit(fitting) for name in (*YARDSTICKS, *([WEIGHTS] if rounded else []))]
     known.append(SparseCircuit(name=f"all edges{SPARSE}").fit(fitting))
-    estimators = {n: SurpriseAccounting(case.task, n) for n in HORIZONS}
+    estimators = _estimators(case)
     shared = {e.name: _scores(e, estimators) for e in known}
     cell: dict[str, Any] = {"horizons": list(HORIZONS), "sharpness": float(case.compiled.sharpness)}
     for ablation in ablations:
@@ -67,22 +67,34 @@ def _named(name: str, explanation: Explanation) -> Explanation:
 
 
 def _scores(explanation: Explanation, estimators: Mapping[float, SurpriseAccounting]) -> list[dict[str, Any]]:
-    """Of the message for each N: its bits, its rate, and its total at every N."""
+    """Of the message for each N: its bits, its rate, and its total at every N.
+
+    Sparse circuits choose their digits themselves, so that there is one evaluation, and the constants at BOS and PAD are
+    of one precision for all of them.
+    """
     found = []
     for horizon, estimator in estimators.items():
-        scored = estimator.score(explanation, [BEHAVIOUR], [], lambda *_: None)[0]
-        score = scored.score
-        totals = [float(score.total(n)) for n in HORIZONS]
-        record: dict[str, Any] = {
-            "for": horizon,
-            "message_bits": 8.0 * len(scored.message),
-            "rate": score.rate,
-            "totals": totals,
-        }
         if isinstance(explanation, SparseCircuitExplanation):
-            known = Settings(horizon, 1.0, np.eye(1), corrected=False)
+            settings = {"metric": estimator.bench.metrics[0].name, "step": explanation.spread, "static": 1.0}
+            scored = estimator.score_at(explanation, settings)
+        else:
+            scored = estimator.score(explanation, [BEHAVIOUR], [], lambda *_: None)[0]
+        totals = [float(scored.score.total(n)) for n in HORIZONS]
+        record: dict[str, Any] = {"for": horizon, "message_bits": 8.0 * len(scored.message)}
+        record |= {"rate": scored.score.rate, "totals": totals}
+        if isinstance(explanation, SparseCircuitExplanation):
+            known = Settings(horizon, explanation.spread, np.eye(1), corrected=False)
             record["edges"] = int(explanation.sent(known)[1].sum())
         found.append(record)
+    return found
+
+
+def _estimators(case: Case) -> dict[float, SurpriseAccounting]:
+    """One for each N, on one bench: what it compiled serves all."""
+    found = {n: SurpriseAccounting(case.task, n) for n in HORIZONS}
+    first = found[HORIZONS[0]].bench
+    for horizon, estimator in found.items():
+        estimator.bench = first.at(horizon)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Every compiled program, every seed: one small JSON file each, so that it can be interrupted; then the table (`report`).
+"""Every compiled program, every seed: one small JSON file each, so that it can be interrupted; then the table.
 
 python -m experiments.compiled_programs.run --seeds 3
 """
@@ -6,7 +6,6 @@ python -m experiments.compiled_programs.run --seeds 3
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from pathlib import Path
 
@@ -34,20 +33,20 @@ def main(seeds: int, first: int, programs: tuple[str, ...], dense: bool, out: Pa
     """Score the weight-true circuit against its rivals, and print how often it wins."""
     out.mkdir(parents=True, exist_ok=True)
     wanted = [(seed, name) for seed in range(first, first + seeds) for name in (programs or PROGRAMS)]
-    with tempfile.TemporaryDirectory() as compiled:  # every contestant compiles the same functions anew
-        jax.config.update("jax_compilation_cache_dir", compiled)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-        for number, (seed, name) in enumerate(wanted):
-            path = out / f"{name}-{seed}{'-dense' * dense}.json"
-            if path.exists():
-                continue
-            started = time.time()
-            cell = {"program": name, "seed": seed, "dense": dense, **contest(Case.of(name, seed), rounded=dense)}
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps({**cell, "seconds": time.time() - started}))
-            partial.replace(path)
-            click.echo(f"{number + 1} of {len(wanted)}: {name}, seed {seed}: {time.time() - started:.0f} s", err=True)
+    # Every contestant compiles the same functions anew: once is enough.
+    jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for number, (seed, name) in enumerate(wanted):
+        path = out / f"{name}-{seed}{'-dense' * dense}.json"
+        if path.exists():
+            continue
+        started = time.time()
+        cell = {"program": name, "seed": seed, "dense": dense, **contest(Case.of(name, seed), rounded=dense)}
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({**cell, "seconds": time.time() - started}))
+        partial.replace(path)
+        click.echo(f"{number + 1} of {len(wanted)}: {name}, seed {seed}: {time.time() - started:.0f} s", err=True)
     report(out, HERE)
 
 

@@ -1,20 +1,20 @@
-"""Tables of numbers that are mostly zero and take few values: which places are not zero, and which value of a code book.
+"""Tables of numbers that are mostly zero and take few values: which places are on, and which value of a code book.
 
 Tables are coded one after the other, row by row, all in one adaptive state, so that one learns from those before it:
 
 - *Places*, as a two-level picture is coded: each possible place under the Krichevsky-Trofimov probability of a context,
-  which is whether its neighbours left, above left, above and above right are on, and whether its row and its column have
-  had one already. Diagonals (copies of a subspace), rows and columns, permutations and dense blocks are all cheap. Places
-  that the reader knows to be zero are passed over, free.
-- *Values*: whether it is that of the nearest place before it (left, above left, above, above right; else the last one), and if
+  which is whether its neighbours left, above left, above and above right are on, and whether its row and its column
+  have had one already. Diagonals (copies of a subspace), rows and columns, permutations and dense blocks are all cheap.
+  Places that the reader knows to be zero are passed over, free.
+- *Values*: whether it is that of a place before it (left, above left, above, above right; else the latest one), and if
   not, its rank by latest use, in adaptive unary. A value that is new is the last rank, and goes into the code book.
 - *The code book* behind all tables: m 2^x for every value in the order of first use, m odd, as adaptive integers.
 
 No table of frequencies is sent, and there are no floats: the length is a sum of closed forms (`kt_bits`), but for marks
 and padding of the stream.
 
-Sources: contexts of neighbours, Langdon and Rissanen 1981 (IEEE Trans. Commun. 29(6)), as in JBIG; rank by latest use, Elias
-1987 (IEEE Trans. Inf. Theory 33(1)) and Bentley et al. 1986; Krichevsky and Trofimov 1981.
+Sources: contexts of neighbours, Langdon and Rissanen 1981 (IEEE Trans. Commun. 29(6)), as in JBIG; rank by latest use,
+Elias 1987 (IEEE Trans. Inf. Theory 33(1)) and Bentley et al. 1986; Krichevsky and Trofimov 1981.
 """
 
 from __future__ import annotations

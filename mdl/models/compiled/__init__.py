@@ -1,7 +1,7 @@
-"""Small programs compiled into the weights of a transformer: models whose circuits are known, because we put them there.
+"""Small programs compiled into the weights of a transformer: models whose circuits are known, for we put them there.
 
-The language and the construction are those of RASP (Weiss et al. 2021, arXiv:2106.06981) and Tracr (Lindner et al. 2023,
-arXiv:2301.05062); the code is ours.
+The language and the construction are those of RASP (Weiss et al. 2021, arXiv:2106.06981) and Tracr (Lindner et al.
+2023, arXiv:2301.05062); the code is ours.
 """
 
 from mdl.models.compiled.assembly import Compiled, compile_program

@@ -1,7 +1,7 @@
 """A program as a transformer: heads and neurons of its operations in the layers where they can run.
 
-An operation goes into the earliest layer behind all that it reads; one that heads compute into attention, others into the
-MLP, a selector's width into both. Every head computes one operation; operations of one layer's MLP lie side by side.
+An operation goes into the earliest layer behind all that it reads; one that heads compute into attention, others into
+the MLP, a selector's width into both. Every head computes one operation; those of one layer's MLP lie side by side.
 
 **Source:** Lindner et al. 2023, "Tracr", arXiv:2301.05062, section 4.
 """

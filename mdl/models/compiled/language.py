@@ -10,8 +10,8 @@
 | `SelectorWidth(selector)` | how many positions are selected | one coordinate a value |
 | `Select(keys, queries, predicate)` | (no value) which positions each position looks at | |
 
-A sequence shorter than the program's longest is filled up with PAD, which is a token like others: what comes of it at the
-places of real tokens is part of the program. A value may be None: no coordinate is on.
+A sequence shorter than the program's longest is filled up with PAD, which is a token like others: what comes of it at
+the places of real tokens is part of the program. A value may be None: no coordinate is on.
 
 **Source:** Weiss, Goldberg and Yahav 2021, "Thinking like transformers", arXiv:2106.06981.
 """
@@ -142,8 +142,8 @@ Operation: TypeAlias = Tokens | Indices | Map | SequenceMap | Linear | Aggregate
 class Program:
     """An operation as output, and the inputs that it is for.
 
-    **Arguments:** `vocabulary`: of tokens, without BOS and PAD; `longest`: tokens a sequence; `inputs`: all of them, each
-    a tuple of tokens of any length from 1 to `longest`.
+    **Arguments:** `vocabulary`: of tokens, without BOS and PAD; `longest`: tokens a sequence; `inputs`: all of them,
+    each a tuple of tokens of any length from 1 to `longest`.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Programs: those of RASP and Tracr that are usual, each from how many tokens a sequence may have.
 
-**Source:** Weiss et al. 2021 (arXiv:2106.06981); Lindner et al. 2023 (arXiv:2301.05062), which has the same programs with
-the same names.
+**Source:** Weiss et al. 2021 (arXiv:2106.06981); Lindner et al. 2023 (arXiv:2301.05062), which has the same programs
+by the same names.
 """
 
 from __future__ import annotations

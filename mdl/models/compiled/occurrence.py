@@ -23,7 +23,7 @@ MOST_INPUTS = 20_000  # of a program: all of them are interpreted
 
 @dataclass
 class Occurrence:
-    """`values`: of each operation, None left out, at any position; `pairs`: of each sequence map what comes together."""
+    """`values`: of each operation, at any position, but None; `pairs`: of each sequence map, what comes together."""
 
     order: list[Operation]
     values: dict[str, list[Value]] = field(default_factory=dict)

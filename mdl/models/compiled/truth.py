@@ -1,7 +1,7 @@
 """The circuit of a model as its weights have it: which sources write what which destinations read.
 
-For models without norms, whose weights are sparse in the coordinates of the residual stream (compiled ones): in a trained
-model every product of two matrices is something, and every edge is weight-true.
+For models without norms, whose weights are sparse in the coordinates of the residual stream (compiled ones): in a
+trained model every product of two matrices is something, and every edge is weight-true.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def weight_true_edges(model: Model) -> Bool[np.ndarray, "sources destinations"]:
 
 def varying_edges(model: Model, tokens: Int[np.ndarray, "b t"]) -> Bool[np.ndarray, "sources destinations"]:
     """Weight-true edges whose message, what the source writes as the reader sees it, is not the same at all positions
-    (but the first, the start) of all sequences: the truth under mean ablation, which sends what is constant as a constant.
+    of all sequences: the truth under mean ablation, which sends what is constant as a constant.
 
     **Raises:** as `weight_true_edges`.
     """

@@ -1,4 +1,4 @@
-"""Circuits as sparse tables: what the receiver rebuilds, what edges save, which circuit and digits are sent, refusals."""
+"""Circuits as sparse tables: what the receiver rebuilds, what edges save, what is sent, refusals."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def test_what_does_not_go_together_is_refused() -> None:
 
 
 def hand_written(layers: int = 1) -> dict[str, dict[str, np.ndarray]]:
-    """In Tracr's layout: two heads of two channels, of which the second copies coordinate 0 to 1 with all keys alike."""
+    """In Tracr's layout: two heads of two channels, of which the second copies coordinate 0 to 1, from everywhere."""
     width = 3
     embeddings = np.array([[1.0, 0, 0], [0, 0, 1.0]])
     params = {"token_embed": {"embeddings": embeddings}, "pos_embed": {"embeddings": np.zeros((4, width))}}
