@@ -69,8 +69,8 @@ def _named(name: str, explanation: Explanation) -> Explanation:
 def _scores(explanation: Explanation, estimators: Mapping[float, SurpriseAccounting]) -> list[dict[str, Any]]:
     """Of the message for each N: its bits, its rate, and its total at every N.
 
-    Sparse circuits choose their digits themselves, so that there is one evaluation, and the constants at BOS and PAD are
-    of one precision for all of them.
+    Sparse circuits choose their digits themselves, so that there is one evaluation, and the constants at BOS and PAD
+    are of one precision for all of them.
     """
     found = []
     for horizon, estimator in estimators.items():

@@ -56,6 +56,6 @@ def summary(cells: list[dict[str, Any]]) -> str:
     dense = sum("weights" in totals(cell[ZERO]["scores"], 0) for cell in cells)
     return (
         f"The truth is the shortest, or within a byte of the shortest, in {wins} of {len(asked)}; beaten by itself "
-        f"with fewer edges in {beaten}; descent left fewer edges in {smaller} of {2 * len(cells)} circuits; {dense} cells "
-        "have the dense yardsticks."
+        f"with fewer edges in {beaten}; descent left fewer edges in {smaller} of {2 * len(cells)} circuits; {dense} "
+        "cells have the dense yardsticks."
     )
