@@ -181,14 +181,14 @@ class Places:
             found &= self._queried(layer)
         if part == "W_O" and f"{prefix}attn.b_V" not in kept.shapes:
             size, groups = kept.config.d_head, kept.config.n_heads // kept.config.key_value_heads
-            columns = self.on[f"{prefix}attn.W_V"].any(0).reshape(-1, size)
+            columns = np.asarray(self.on[f"{prefix}attn.W_V"].any(0)).reshape(-1, size)
             found &= np.repeat(columns, groups, 0).reshape(-1, 1)
         if part in ("W_in", "W_gate") and plain:
             found &= self.seen(kept.destination(f"m{layer}"))[:, None]
         if part == "W_out" and not {f"{prefix}mlp.{b}" for b in ("b_in", "b_gate", "b_post", "W_gate")} & set(
             kept.shapes
         ):
-            found &= self.on[f"{prefix}mlp.W_in"].any(0)[:, None]
+            found &= np.asarray(self.on[f"{prefix}mlp.W_in"].any(0))[:, None]
         if block.name == UNEMBED and plain:
             found &= self.seen(kept.destination(LOGITS))[:, None]
         return found[np.ix_(block.rows, block.columns)]
@@ -202,7 +202,7 @@ class Places:
     def _queried(self, layer: str) -> np.ndarray:
         """Columns of keys that some query has, [heads x d_head]."""
         heads, size = self.kept.config.key_value_heads, self.kept.config.d_head
-        columns = self.on[f"blocks.{layer}.attn.W_Q"].any(0)
+        columns = np.asarray(self.on[f"blocks.{layer}.attn.W_Q"].any(0))
         return np.asarray(columns.reshape(heads, -1, size).any(1).ravel())
 
     def seen(self, destination: int) -> np.ndarray:
@@ -227,8 +227,8 @@ class Places:
             rows = self.on[f"blocks.{layer}.attn.W_O"]
             return np.asarray(rows[int(head) * size : (int(head) + 1) * size].any(0))
         bias = f"blocks.{layer}.mlp.b_out"
-        found = self.on[f"blocks.{layer}.mlp.W_out"].any(0)
-        return np.asarray(found | self.on[bias][0] if bias in self.on else found)
+        found = np.asarray(self.on[f"blocks.{layer}.mlp.W_out"].any(0))
+        return found | self.on[bias][0] if bias in self.on else found
 
 
 def _place(name: str) -> tuple[str, str]:
