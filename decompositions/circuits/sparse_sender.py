@@ -26,7 +26,7 @@ from mdl.codes.sparse_tables import rounded
 from mdl.errors import CodeError, MessageError
 from mdl.message import Section
 from mdl.models.circuits.graph import Graph
-from mdl.models.circuits.metrics import mean_kl
+from mdl.models.circuits.metrics import kl_divergence
 from mdl.models.networks import TransformerRegion
 from mdl.models.sites import LOGITS
 from mdl.protocols import Sample, Settings
@@ -65,20 +65,22 @@ class SparseCircuit:
         circuit = Circuit(search, "edge", self.ablation, self.file, self.format, edges).fit(task)
         found = self.file or (self.search if self.edges is None else "edges")
         label = "sparse weights" if found == ALL else f"sparse circuit ({found}, {self.ablation})"
+        asked = task.fit_activations.asked[task.fit_activations.scored]
         outputs = task.fit.outputs.astype(np.float64)
         spread = float(np.sqrt(np.mean(np.square(outputs - outputs.mean(0)))))
-        return SparseCircuitExplanation(self.name or label, circuit, spread, task.fit)
+        return SparseCircuitExplanation(self.name or label, circuit, spread, task.fit, asked)
 
 
 @dataclass(frozen=True)
 class SparseCircuitExplanation:
     """`circuit`: what is explained, and the circuits to choose from; `spread`: of the outputs about their mean; `fit`:
-    data on which circuit and digits are chosen."""
+    data on which circuit and digits are chosen; `asked`: at which of its tokens the KL counts."""
 
     name: str
     circuit: CircuitExplanation
     spread: float
     fit: Sample = field(repr=False)
+    asked: np.ndarray = field(repr=False)
     kind: str = KIND
     known: dict[bytes, tuple[Weights, np.ndarray]] = field(default_factory=dict, compare=False, repr=False)
     harms: dict[bytes, float] = field(default_factory=dict, compare=False, repr=False)
@@ -141,8 +143,8 @@ class SparseCircuitExplanation:
             kept, weights, constants = self.rounded(edges, digits)
             single = {name: w.astype(np.float32) for name, w in weights.items()}
             found = run_circuit(kept, single, constants.astype(np.float32), self.fit.inputs)
-            nats = mean_kl(jnp.asarray(found), jnp.asarray(self.fit.outputs))
-            self.harms[key] = float(nats_to_bits(float(nats)))
+            nats = np.asarray(kl_divergence(jnp.asarray(found), jnp.asarray(self.fit.outputs)), np.float64)
+            self.harms[key] = float(nats_to_bits((nats * self.asked).mean()))
         return self.harms[key]
 
     def rounded(self, edges: np.ndarray, digits: int) -> tuple[Kept, Weights, np.ndarray]:
