@@ -45,6 +45,7 @@ def _rivals(case: Case, ablation: Any, rounded: bool) -> list[Explanation]:
     fitting = case.task.for_fitting()
     found: dict[str, Decomposition] = {
         TRUTH + SPARSE: SparseCircuit(edges=truth, ablation=ablation),
+        "ACDC" + SPARSE: SparseCircuit("acdc", ablation),
         "greedy" + SPARSE: SparseCircuit("greedy", ablation),
         "EAP-IG" + SPARSE: SparseCircuit("eap-ig", ablation),
         "random" + SPARSE: SparseCircuit(edges=case.random(int(truth.sum())), ablation=ablation),
