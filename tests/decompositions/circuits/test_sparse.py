@@ -100,7 +100,7 @@ def test_dead_numbers_are_left_out(reverse: Task) -> None:
 
 
 def test_acdc_under_zero_ablation_finds_reverse_but_for_what_no_token_needs(reverse: Task) -> None:
-    """12 of the 13 weight-true edges: that a query looks at the start where nothing is selected matters to PAD alone."""
+    """12 of 13 weight-true edges: that a query looks at the start where nothing is selected matters to PAD alone."""
     model = reverse.model
     assert isinstance(model, Model)
     explanation = SparseCircuit(search="acdc").fit(reverse.for_fitting())
