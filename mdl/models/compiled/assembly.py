@@ -29,7 +29,7 @@ from mdl.models.compiled.language import (
     interpret,
 )
 from mdl.models.compiled.occurrence import Occurrence
-from mdl.models.compiled.parts import ONE, START, Head, Neurons, Space, inverse_name
+from mdl.models.compiled.parts import ONE, START, Head, Neurons, Space, inverse_name, silent_at_start
 from mdl.models.config import TransformerConfig
 from mdl.models.model import Model, fingerprint_of
 from mdl.models.transformer import Params
@@ -94,7 +94,8 @@ def compile_program(program: Program, seed: int | None = None, sharpness: float 
     sizes = {o.name: len(met.values[o.name]) for o in met.order if o.encoding == "categorical"}
     ends = np.cumsum([0, *(sizes.get(name, 1) for name in names)]).tolist()
     coordinates = {name: slice(a, b) for name, (a, b) in zip(names, pairwise(ends), strict=True)}
-    space = Space(ends[-1], coordinates, met.values, met.pairs, sharpness)
+    silent = silent_at_start(met.order)
+    space = Space(ends[-1], coordinates, met.values, met.pairs, sharpness, silent)
     layers = _layers(met, space)
     token_ids = {token: i for i, token in enumerate((BOS, PAD, *vocabulary))}
     unembed, outputs = _unembedding(program, space)

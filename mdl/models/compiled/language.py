@@ -81,9 +81,9 @@ class Linear:
     """`a` x + `b` y, of two numerical operations. **Raises:** `ModelError` if one is categorical."""
 
     name: str
-    a: float
+    a: int | Fraction
     x: Operation
-    b: float
+    b: int | Fraction
     y: Operation
     encoding: Encoding = "numerical"
 

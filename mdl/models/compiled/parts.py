@@ -56,13 +56,15 @@ def inverse_name(operation: SelectorWidth) -> str:
 @dataclass(frozen=True)
 class Space:
     """Where everything is in the stream: `coordinates` of each operation, one a value of `values` where it is
-    categorical; `sharpness`: scores of attention where a selector's predicate holds."""
+    categorical; `sharpness`: scores of attention where a selector's predicate holds; `silent`: staircases that
+    are to be zero at the start (`silent_at_start`)."""
 
     width: int
     coordinates: Mapping[str, slice]
     values: Mapping[str, list[Value]]
     pairs: Mapping[str, set[tuple[Value, Value]]]
     sharpness: float
+    silent: frozenset[str] = frozenset()
 
     def at(self, name: str, value: Value = None) -> int:
         """The coordinate of a value of a categorical operation, or of what has only one."""
@@ -171,4 +173,36 @@ class Space:
                 read.append(row)
                 write.append(change * np.sign(half))
         used = [i for i, row in enumerate(write) if row.any()]
-        return Neurons(operation.name, np.array(read)[used].T, np.array(write)[used])
+        rows = np.array(read)[used]
+        if operation.name in self.silent:
+            most = np.abs(rows).sum(1).max() * max(1.0, *(abs(v[0]) for v in values))
+            rows[:, self.at(START)] = -(2.0 ** np.ceil(np.log2(most)))
+        return Neurons(operation.name, rows.T, np.array(write)[used])
+
+
+def silent_at_start(order: list[Operation]) -> frozenset[str]:
+    """Staircases that have to be zero at the start, where they would be constants: what a selector has as keys, or an
+    aggregate copies, would there be a value of no token, which positions could look at."""
+    found: set[str] = set()
+
+    def silence(operation: Operation) -> None:
+        match operation:
+            case SelectorWidth():
+                found.add(operation.name)
+            case Map() if operation.x.encoding == "numerical":
+                found.add(operation.name)
+            case Map() | SequenceMap():  # a pair is on where both are
+                silence(operation.x)
+            case Linear():
+                silence(operation.x)
+                silence(operation.y)
+            case Aggregate():  # without a query it looks at the start
+                silence(operation.selector.queries)
+                silence(operation.x)
+
+    for operation in order:
+        if isinstance(operation, Aggregate | SelectorWidth):
+            silence(operation.selector.keys)
+        if isinstance(operation, Aggregate):
+            silence(operation.x)
+    return frozenset(found)
