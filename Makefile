@@ -59,6 +59,7 @@ study: $(STAMP)
 # seeds each: some two hours of processor time, which can be interrupted.
 truth: $(STAMP)
 	$(BIN)/python -m experiments.weight_truth.run
+	$(BIN)/python -m experiments.compiled_programs.run
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -11,6 +11,7 @@
 | one index a token | `IndexCode` | the number of tokens |
 | the same three, given token ids | the modules `conditional_*` | them |
 | edges of a graph | `edges.edge_bits`, `edges.write_edges` | which are possible, which are alike |
+| tables, mostly zero, of few values | the module `sparse_tables` | their shapes, where numbers can be |
 | tokens under a model's predictions | `tokens.TokenCode` | the predictions |
 | quantised reals, table sent | `TableCode` | how many |
 | quantised reals, one scale sent | `DiscretisedLaplace`, `DiscretisedGaussian` | how many |

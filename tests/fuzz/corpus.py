@@ -124,6 +124,7 @@ def explanations(horizon: float) -> list[Section]:
         circuit(horizon),
         clock(horizon),
         waves(horizon),
+        sparse(),
         *programs,
     ]
 
@@ -172,6 +173,11 @@ def waves(horizon: float) -> Section:
 
 def frequencies() -> tuple[QuantisedArray, QuantisedArray]:
     return QuantisedArray.from_integers(np.array([[11]])), QuantisedArray.from_integers(np.array([[1, 3, 1]]))
+
+
+def sparse() -> Section:
+    """Eight bytes of a stream, bit by bit."""
+    return Section("sparse", (QuantisedArray.from_integers(np.random.default_rng(9).integers(0, 2, (1, 64))),))
 
 
 def lattices() -> list[Section]:

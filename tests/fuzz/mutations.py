@@ -34,6 +34,7 @@ KINDS = (
         "circuit",
         "fourier",
         "fourier-weights",
+        "sparse",
     ),
 )
 EXTREMES = (0, 1, -1, 7, 255, 4096, 1 << 20, 10**9, 1 << 31, 1 << 53, 1 << 60, (1 << 62) - 1)
