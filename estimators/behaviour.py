@@ -111,6 +111,6 @@ def cheapest_for_behaviour(
     the outputs."""
     metric = solver.metric or bench.metrics[0]
     outputs = bench.probe.sample.outputs
-    spread = math.sqrt(metric.distortion(outputs - outputs.mean(0)) / len(metric.root))
+    spread = metric.spread(outputs)
     start = solutions[0].attempt.step if solutions else spread
     return Search(bench, explanation, metric, solver.prices, start).run(solver.knobs)

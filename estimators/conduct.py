@@ -53,7 +53,7 @@ class Conduct:
         """The decoder on a look at the probe data, before any long work. **Raises:** `ExplanationError`."""
         bench = self.bench
         metric, outputs = bench.metrics[0], bench.probe.sample.outputs
-        spread = float(np.sqrt(metric.distortion(outputs - outputs.mean(0)) / len(metric.root)))
+        spread = metric.spread(outputs)
         settings = Settings(bench.horizon, spread / 4, metric.root, dict(knobs))
         section = self.explanation.section(settings)
         if not trusted(section.kind):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,11 @@ class Metric:
     def distortion(self, errors: np.ndarray) -> float:
         """Mean of e^T G e over errors [n, d]."""
         return float(np.mean(np.sum(np.square(errors @ self.root, dtype=np.float64), 1)))
+
+    def spread(self, outputs: np.ndarray) -> float:
+        """Root mean square of outputs [n, d] about their mean, a dimension; 1 where they are all alike, so that it can
+        begin a search for a step."""
+        return math.sqrt(self.distortion(outputs - outputs.mean(0)) / len(self.root)) or 1.0
 
 
 def fisher_metric(evaluator: RegionEvaluator, activations: Activations, seed: int, samples: int = 2) -> Metric:

@@ -168,7 +168,7 @@ class Solver:
         outputs = self.bench.probe.sample.outputs
         for metric in self.bench.metrics:
             self.metric, self.knobs, self.calibration = metric, dict(self.knobs), 1.0
-            start = math.sqrt(metric.distortion(outputs - outputs.mean(0)) / len(metric.root))
+            start = metric.spread(outputs)
             self.step = self._surrogate_step(metric, start, eps)
             if self.coded is None:
                 probe = self.bench.probe

@@ -127,3 +127,9 @@ def test_a_direction_without_effect_costs_next_to_nothing(last_task: Task, evalu
     constant = np.ones((1, last_task.width))
     ridge = RIDGE / (1 + RIDGE) * np.sum(metric.root**2) / last_task.width
     assert metric.distortion(constant) == pytest.approx(ridge * last_task.width, rel=1e-3)
+
+
+def test_spread_is_of_each_dimension_and_never_nothing() -> None:
+    outputs = np.array([[1.0, -2.0], [3.0, 2.0]])
+    assert euclidean_metric(2).spread(outputs) == pytest.approx(np.sqrt((1.0 + 4.0) / 2))
+    assert euclidean_metric(2).spread(np.ones((3, 2))) == 1.0  # all alike: a step of 0 would say nothing
