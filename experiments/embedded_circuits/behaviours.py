@@ -36,7 +36,9 @@ def brackets(tokens: np.ndarray, texts: list[str]) -> np.ndarray:
     opened = np.array([text.count("(") - text.count(")") for text in texts])
     closing = np.array([text.lstrip().startswith(")") for text in texts])
     found = np.zeros(tokens.shape, bool)
-    found[:, :-1] = (np.cumsum(opened[tokens], 1)[:, :-1] > 0) & closing[tokens[:, 1:]]
+    count = np.cumsum(opened[tokens], 1)
+    depth = count - np.minimum.accumulate(np.minimum(count, 0), 1)  # what was opened before the sequence is nobody's
+    found[:, :-1] = (depth[:, :-1] > 0) & closing[tokens[:, 1:]]
     return found
 
 
