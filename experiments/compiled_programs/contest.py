@@ -57,7 +57,7 @@ def _rivals(case: Case, ablation: Any, rounded: bool) -> list[Explanation]:
     assert isinstance(own, SparseCircuitExplanation)
     for horizon in HORIZONS:
         fewer = descend(own, truth, horizon)
-        if (fewer != truth).any():
+        if fewer.any() and (fewer != truth).any():  # with no edge left it is "nothing", which competes anyway
             name = f"{PRUNED} for N = {horizon:g}{SPARSE}"
             fitted.append(_named(name, SparseCircuit(edges=fewer, ablation=ablation).fit(fitting)))
     return fitted
