@@ -191,7 +191,7 @@ def certify(
     `CodeError` if a stream does not decode to what was sampled: then the predictions did not come out the same twice.
     """
     _check(activations, (reference, explained), kl_bits, sequences, draws)
-    chosen = _choose(seed, activations, sequences)
+    chosen = _audited(seed, activations, sequences)
     kl_bits = kl_bits[activations.asked[activations.scored]]
     activations = replace(activations, scored=activations.asked)
     part = activations.some(chosen)
@@ -237,7 +237,7 @@ def certify_attempt(
     others = (nonce,) if nonce else ()
     seed = audit_seed(attempt.message.data, *others)
     activations, reference = split.activations, split.reference
-    chosen = _choose(seed, activations, sequences)
+    chosen = _audited(seed, activations, sequences)
     explained = np.full_like(reference, np.nan)  # only what is audited is computed
     values = reconstruction(bench, split, attempt)[chosen]
     explained[chosen] = explained_reference(bench.evaluator, activations.some(chosen), values)
@@ -281,10 +281,15 @@ def _uniform(seed: int, stream: int, count: int) -> np.ndarray:
     return (_raw(seed, stream, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _choose(seed: int, activations: Activations, wanted: int) -> np.ndarray:
+def _audited(seed: int, activations: Activations, wanted: int) -> np.ndarray:
     """Numbers of `wanted` of the sequences in which predictions are asked for (or all), ascending."""
     available = np.flatnonzero(activations.asked.any(1))
-    return np.sort(available[np.argsort(_raw(seed, _CHOICE, len(available)), kind="stable")[:wanted]])
+    return np.asarray(available[_choose(seed, len(available), wanted)])
+
+
+def _choose(seed: int, available: int, wanted: int) -> np.ndarray:
+    """Numbers of `wanted` of so many (or all), ascending."""
+    return np.sort(np.argsort(_raw(seed, _CHOICE, available), kind="stable")[:wanted])
 
 
 def _owners(activations: Activations) -> np.ndarray:

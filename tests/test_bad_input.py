@@ -178,7 +178,7 @@ class TestBeforeTheModelRuns:
         np.save(tmp_path / "floats.npy", np.zeros((4, 8)))
         assert_refused(self.compare(checkpoint, tmp_path / "floats.npy"), "float64", "expected integer token ids")
         (tmp_path / "text.npy").write_text("no array")
-        assert_refused(self.compare(checkpoint, tmp_path / "text.npy"), "is not a readable .npy array")
+        assert_refused(self.compare(checkpoint, tmp_path / "text.npy"), "is not a readable array of token ids")
         np.save(tmp_path / "flat.npy", np.zeros(8, np.int32))
         assert_refused(self.compare(checkpoint, tmp_path / "flat.npy"), "shape (8,)", "[sequences, positions]")
 

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -216,7 +218,10 @@ def test_a_real_interrupt_of_the_process(tmp_path):
     """
     root = Path(__file__).resolve().parents[1]
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "run")]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # where the tests run in a shell's background, interrupts are ignored, and a child would inherit that
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=root, preexec_fn=heard, **pipes)
     assert process.stdout is not None
     assert process.stdout.readline() == "working\n"
     time.sleep(0.2)

@@ -117,7 +117,7 @@ class Masks:
             bits = self.bits(tried)
             best = int(np.argmin(bits))
             now = tried[best]
-            found.append((self.graph.edge_name(*left[best]), float(bits[best])))
+            found.append((self.graph.edge_name(*map(int, left[best])), float(bits[best])))
             if progress is not None:
                 progress(*found[-1])
             if bits[best] < least:

@@ -34,9 +34,9 @@ from mdl.errors import CodeError
 MOST_PLACES = 1 << 20  # in one stream: an adaptive probability must stay above what the coder resolves
 LARGEST_MANTISSA, LARGEST_SHIFT = 1 << 24, 100  # of values, which are float32 numbers
 _NEIGHBOURS = ((0, -1), (-1, -1), (-1, 0), (-1, 1))  # left, above left, above, above right
-_PLACES = 1 << (len(_NEIGHBOURS) + 2)  # contexts of places
+_PLACES = 1 << 6  # contexts of places: the four neighbours and two bits more
 _SAME = _PLACES  # whether a value is its neighbour's, by which neighbour that is; then contexts of ranks
-_RANKS, _DEEPEST = _SAME + len(_NEIGHBOURS) + 1, 15
+_RANKS, _DEEPEST = _SAME + 5, 15
 _CONTEXTS = _RANKS + _DEEPEST + 1
 
 Table = Float[np.ndarray, "rows columns"]
