@@ -42,6 +42,7 @@ def from_subgraph(content: Any, graph: Graph) -> LoadedCircuit:
     found = Gathering(graph, FORMAT)
     for (child, child_index, parent, parent_index), present in content.items():
         _add(found, child, child_index, parent, parent_index, bool(present), None)
+    found.check_all_named()
     return found.done(_embeddings({key[2] for key, present in content.items() if present}))
 
 

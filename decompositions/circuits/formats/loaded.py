@@ -87,12 +87,14 @@ class Gathering:
     format: str
     edges: np.ndarray = field(init=False)
     scores: np.ndarray = field(init=False)
+    named: np.ndarray = field(init=False)
     dropped: Counter[str] = field(default_factory=Counter)
     _cache: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.edges = np.zeros(self.graph.possible.shape, bool)
         self.scores = np.full(self.graph.possible.shape, np.nan)
+        self.named = np.zeros(self.graph.possible.shape, bool)
 
     def add(self, source: str, destination: str, kept: bool, score: float | None = None) -> None:
         """**Raises:** `ModelError` for nodes that the graph lacks, or that no edge joins."""
@@ -101,9 +103,19 @@ class Gathering:
         except ModelError as error:
             raise ModelError(f"{self.format}: {error}") from error
         self.edges[place] |= kept
+        self.named[place] = True
         if score is not None:
             before = self.scores[place]
             self.scores[place] = score if np.isnan(before) else before + score
+
+    def check_all_named(self) -> None:
+        """**Raises:** `ModelError` if the file is silent about edges of the graph, in a format that names them all."""
+        if missing := int((self.graph.possible & ~self.named).sum()):
+            raise ModelError(
+                f"{self.format}: the file names {int(self.named.sum())} of the model's {self.graph.n_edges} edges, and "
+                f"is silent about {missing}, where this format says of each whether it is in the circuit: it is "
+                "probably of a smaller model, or of another region"
+            )
 
     def drop(self, why: str, count: int = 1) -> None:
         """Count what is left out."""

@@ -5,7 +5,6 @@ import os
 import pickle
 import sys
 import types
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,6 +116,18 @@ def test_acdc_pth(tmp_path: Path) -> None:
         load_circuit(path, Graph(2, 1, 1))
 
 
+def test_acdc_pth_of_a_smaller_model_is_refused(tmp_path: Path) -> None:
+    """All its nodes exist in the larger one, so that only what it does not say tells."""
+    shallow = Graph(GRAPH.n_layers - 1, GRAPH.n_heads, GRAPH.key_value_heads)
+    save_acdc(tmp_path / "shallow.pth", shallow, shallow.possible)
+    with pytest.raises(ExplanationError, match="another architecture"):
+        load_circuit(tmp_path / "shallow.pth", GRAPH)
+    narrow = Graph(GRAPH.n_layers, GRAPH.n_heads - 1, GRAPH.key_value_heads - 1, GRAPH.mlps)
+    save_acdc(tmp_path / "narrow.pth", narrow, narrow.possible)
+    with pytest.raises(ModelError, match=f"names {narrow.n_edges} of the model's {GRAPH.n_edges} edges"):
+        load_circuit(tmp_path / "narrow.pth", GRAPH)
+
+
 def test_acdc_counts_432_more_edges_of_gpt2() -> None:
     heads, graph = 12 * 12, Graph(12, 12, 12)
     assert graph.n_edges + 3 * heads == 32_923
@@ -124,7 +135,8 @@ def test_acdc_counts_432_more_edges_of_gpt2() -> None:
 
 def test_acdc_with_two_embeddings(tmp_path: Path) -> None:
     head, path = (None, None, 0), tmp_path / "two.pth"
-    content = OrderedDict()
+    save_acdc(path, GRAPH, np.zeros_like(GRAPH.possible))
+    content = torch.load(path, weights_only=False)
     content[("blocks.0.hook_q_input", head, "hook_embed", (None,))] = True
     content[("blocks.0.hook_q_input", head, "hook_pos_embed", (None,))] = False
     content[("blocks.0.hook_k_input", head, "hook_pos_embed", (None,))] = True
