@@ -17,7 +17,7 @@ CIRCUITS = 40  # on a path, about
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """Nested circuits, bool [sources, destinations] each."""
+    """Circuits, bool [sources, destinations] each, from small to large."""
 
     circuits: tuple[np.ndarray, ...]
     known: dict[str, np.ndarray] = field(default_factory=dict, repr=False)

@@ -3,9 +3,9 @@ r"""Searches that weigh every circuit by what it costs: the circuit that minimis
 $$\Delta + \lambda \cdot bits$$
 
 for each of a ladder of exchange rates lambda, Delta being its change (`Searched.metric`) and bits what it takes to
-state (`Searched.bits`). Under behaviour Delta is in nats a token, and lambda = ln 2 / N: of N tokens, a bit of the
-message is worth ln 2 / N nats a token. So ACDC's threshold tau gets a unit: an edge that frees b bits is dropped if the
-KL grows by less than tau = b ln 2 / N nats.
+state (`Searched.bits`). Under behaviour Delta is in nats a position that is asked for, and lambda = ln 2 / N for N
+such positions: a bit of the message is worth ln 2 / N nats at each. So ACDC's threshold tau gets a unit: an edge that
+frees b bits is dropped if the KL grows by less than tau = b ln 2 / N nats.
 
 | search | how |
 | --- | --- |
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -44,13 +45,16 @@ class Objective:
     nodes: bool
     known: dict[bytes, tuple[float, float]] = field(default_factory=dict, repr=False)
 
+    @cached_property
+    def units(self) -> list[np.ndarray]:
+        """Tables of single edges, or of single nodes."""
+        return units_of(self.searched.graph, self.nodes)
+
     def circuit(self, chosen: np.ndarray) -> np.ndarray:
         """Edges of some units [U], without dead ends."""
-        graph, units = self.searched.graph, units_of(self.searched.graph, self.nodes)
-        blank = np.zeros(len(graph.sources), bool) if self.nodes else np.zeros_like(graph.possible)
-        if self.nodes:
-            blank[0] = True
-        together = np.logical_or.reduce([blank, *(u for u, on in zip(units, chosen, strict=True) if on)])
+        graph = self.searched.graph
+        always = np.arange(len(graph.sources)) == 0 if self.nodes else np.zeros_like(graph.possible)
+        together = np.logical_or.reduce([always, *(u for u, on in zip(self.units, chosen, strict=True) if on)])
         return graph.pruned(edges_of(graph, together, self.nodes), constant=True)
 
     def of(self, edges: np.ndarray) -> tuple[float, float]:
@@ -69,16 +73,14 @@ class Objective:
         """Exchange rates from dear to cheap: nothing is the best circuit at the first, about everything at the last."""
         graph = self.searched.graph
         everything = graph.pruned(graph.possible, constant=True)
-        nothing = self.circuit(np.zeros(len(units_of(graph, self.nodes)), bool))
+        nothing = self.circuit(np.zeros(len(self.units), bool))
         level = self.of(nothing)[0] / max(self.of(everything)[1], 1.0)
         return tuple(level * f for f in sorted(LADDER, reverse=True))
 
 
 def path_of(objective: Objective, found: list[np.ndarray]) -> Path:
     """Circuits from small to large, with nothing and everything among them."""
-    graph = objective.searched.graph
-    count = len(units_of(graph, objective.nodes))
-    ends = [objective.circuit(np.full(count, on)) for on in (False, True)]
+    ends = [objective.circuit(np.full(len(objective.units), on)) for on in (False, True)]
     distinct = {edges.tobytes(): edges for edges in (*ends, *found)}
     return Path(tuple(sorted(distinct.values(), key=lambda e: objective.of(e)[1])))
 
@@ -86,7 +88,7 @@ def path_of(objective: Objective, found: list[np.ndarray]) -> Path:
 def by_threshold(searched: Searched, nodes: bool) -> Path:
     """ACDC, with the threshold that a bit is worth at each rate."""
     objective, found = Objective(searched, nodes), []
-    count = len(units_of(searched.graph, nodes))
+    count = len(objective.units)
     for rate in objective.rates():
         chosen = np.ones(count, bool)
         best = objective.total(objective.circuit(chosen), rate)
@@ -111,10 +113,9 @@ def _backwards(searched: Searched, nodes: bool) -> Iterator[int]:
 
 
 def by_annealing(searched: Searched, nodes: bool) -> Path:
-    """Each rate starts from what the dearer one ended with; the temperature falls geometrically from the mean rise of
-    the first flips."""
+    """From everything at each rate; the temperature falls geometrically from the mean rise of a few flips."""
     objective, found, rng = Objective(searched, nodes), [], np.random.default_rng(SEED)
-    count = len(units_of(searched.graph, nodes))
+    count = len(objective.units)
     for rate in reversed(objective.rates()):
         chosen = np.ones(count, bool)
         best = now = objective.total(objective.circuit(chosen), rate)
@@ -149,7 +150,7 @@ def by_enumeration(searched: Searched, nodes: bool) -> Path:
     **Raises:** `ExplanationError` for more than ENUMERABLE units.
     """
     objective = Objective(searched, nodes)
-    count = len(units_of(searched.graph, nodes))
+    count = len(objective.units)
     if count > ENUMERABLE:
         raise ExplanationError(
             f"{count} {'nodes' if nodes else 'edges'} have 2^{count} subsets: enumeration takes at most {ENUMERABLE}. "
